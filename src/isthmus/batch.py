@@ -1,0 +1,105 @@
+"""``Needs`` -> ``Batch`` -> ``Output``: what a model asks for, gets, and gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a model reads beyond user, item and domain.  A test checks that it is exact.
+
+    Attributes:
+        history: the row's own domain's earlier events of the user.
+        cross_history: the user's earlier events in the OTHER domains, merged in order of time.
+        behaviour: behaviour types along with the histories asked for.
+        history_time: times along with the histories asked for, and the row's own time.
+        context: the event's context fields.
+        whole_history: histories are not cut at the configured length (closed-form models).
+    """
+
+    history: bool = False
+    cross_history: bool = False
+    behaviour: bool = False
+    history_time: bool = False
+    context: bool = False
+    whole_history: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch.  Rows are ordered by domain: domain d has rows ``offsets[d]:offsets[d+1]``.
+
+    Shapes: B rows, C candidate items per row, L history events, D domains.
+
+    Attributes:
+        user: (B,) int64 user codes.
+        item: (B, C) int64 item codes; C = 1 for logged events, 1 + n with negatives (the positive first).
+        domain: (B,) int64 domain index, ascending.
+        offsets: D + 1 Python ints, so that slicing by domain never waits for a device.
+        label: (B, C) float32, or None when scoring.
+        weight: (B,) float32 row weights, or None.
+        log_q: (B, C) float32 log-probability of each candidate under its sampler, or None.  A constant
+            per row may be missing: it cancels in a softmax over the row.
+        history: (B, L) int64 item codes of the row's own domain, right-aligned (most recent last), 0 pads.
+        history_time, history_behaviour: (B, L) int64 alike.
+        cross_history: (B, L) int64 item codes of the other domains, right-aligned, 0 pads.
+        cross_domain, cross_time, cross_behaviour: (B, L) int64 alike; cross_domain is -1 at padding.
+        time: (B,) int64, the moment predicted, or None.
+        context: per field (B,) for user-side or event-wide values, int64 codes or float32 numbers;
+            multi-valued fields are (B, M) padded with 0.
+    """
+
+    user: Tensor
+    item: Tensor
+    domain: Tensor
+    offsets: tuple[int, ...]
+    label: Tensor | None = None
+    weight: Tensor | None = None
+    log_q: Tensor | None = None
+    history: Tensor | None = None
+    history_time: Tensor | None = None
+    history_behaviour: Tensor | None = None
+    cross_history: Tensor | None = None
+    cross_domain: Tensor | None = None
+    cross_time: Tensor | None = None
+    cross_behaviour: Tensor | None = None
+    time: Tensor | None = None
+    context: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.user.shape[0]
+
+    @property
+    def item_offsets(self) -> tuple[int, ...]:
+        """Offsets by domain when (B, C) is flattened to (B * C,)."""
+        width = self.item.shape[1]
+        return tuple(o * width for o in self.offsets)
+
+    def to(self, device: Any, non_blocking: bool = True) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, dict):
+                return {k: move(v) for k, v in value.items()}
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(slots=True)
+class Output:
+    """What ``forward`` returns.
+
+    Attributes:
+        logit: (B, C); no sigmoid inside.
+        extra: named scalar loss terms, present in training only; the loop adds and logs them by name.
+    """
+
+    logit: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""From files to batches: events, vocabularies, splits, histories, negatives, data sets."""

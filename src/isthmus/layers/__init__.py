@@ -1,0 +1,1 @@
+"""Torch layers: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Metrics judge tables of scores, never models."""

@@ -1,0 +1,87 @@
+"""``Model``, ``Retriever`` and ``Stage``: the contract that every system keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from isthmus.batch import Batch, Needs, Output
+from isthmus.schema import Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
+
+Loss = Callable[["Model", Batch, Output], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of training a model.  Most models have one; ``forward`` never knows which stage runs.
+
+    Attributes:
+        name: shown in the log.
+        weights: the parameters to train; None means all.
+        domains: train on rows of these domain indices only; None means all.
+        loss: (model, batch, output) -> scalar; None means the task's loss.
+        solve: closed form instead of epochs: called once with the data set and the domain indices to learn
+            from; fills the model's buffers.
+    """
+
+    name: str
+    weights: Sequence[nn.Parameter] | None = None
+    domains: tuple[int, ...] | None = None
+    loss: Loss | None = None
+    solve: Callable[[Dataset, tuple[int, ...]], None] | None = None
+
+
+class Model(nn.Module, ABC):
+    """A recommender for all domains.
+
+    A concrete model is final: wrap or compose it, do not subclass it.  Its constructor is
+    ``__init__(schema, *, <its own hyper-parameters, all with defaults>)``.
+
+    Class attributes:
+        needs: what it reads from a batch; exact.
+        paper: where it comes from, one line.
+        tasks: names of the tasks it can do.
+        shallow: fitted in closed form, or without a hidden layer; the ledger's bar is the best of these.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    paper: ClassVar[str] = ""
+    tasks: ClassVar[tuple[str, ...]] = ("ctr", "rating", "retrieval")
+    shallow: ClassVar[bool] = False
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.schema = schema
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, C); always the serving function."""
+
+    def stages(self) -> list[Stage]:
+        """How it is trained; one stage over all rows and weights unless overridden."""
+        return [Stage("fit")]
+
+
+class Retriever(Model):
+    """A model whose score is a dot product, so that its items can be indexed."""
+
+    @abstractmethod
+    def user_vector(self, batch: Batch) -> Tensor:
+        """(B, d)."""
+
+    @abstractmethod
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        """Item codes (...) and domain indices of the same shape -> (..., d)."""
+
+    def forward(self, batch: Batch) -> Output:
+        """The dot product of each row's user with each of its candidates."""
+        domain = batch.domain[:, None].expand_as(batch.item)
+        user, item = self.user_vector(batch), self.item_vector(batch.item, domain)
+        return Output((user[:, None, :] * item).sum(-1))
