@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all their set-up; both are safe to repeat and to interrupt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+DEMO_OUT ?= runs/demo
+export MPLBACKEND := Agg
+
+.PHONY: demo test check unit test-slow bench format clean help
+
+help:
+	@echo "make demo       set up, then compare a dozen recommenders on a three-market world (about 3 minutes)"
+	@echo "make test       set up, then style, floors, types and tests"
+	@echo "make test-slow  the statistical checks over many small worlds"
+	@echo "make bench      speed and memory, as ratios in one run"
+	@echo "make clean      remove the environment and what demo wrote"
+
+demo: $(READY)
+	@$(BIN)/isthmus demo --out $(DEMO_OUT)
+
+test: check unit
+
+check: $(READY)
+	@echo "== style (ruff)";                          $(BIN)/ruff check .
+	@echo "== floors: who may import whom (import-linter)"; $(BIN)/lint-imports --no-cache
+	@echo "== types (pyright)";                       $(BIN)/pyright --warnings
+
+unit: $(READY)
+	@echo "== tests (pytest)";                        $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -q -m slow
+
+bench: $(READY)
+	@for file in prepare loader domains; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+
+# The stamp is written last: an interrupted set-up is simply taken up again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Isthmus needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== environment in $(VENV) (PyTorch is large: this takes some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info src/*.egg-info
