@@ -9,6 +9,7 @@
     │   ├── SplitError      a split that cannot be made, or that does not belong to these events
     │   └── SourceError     a file or folder is missing, truncated or not what it should be
     ├── ConfigError         a recipe, an option or a name that does not exist (tells the nearest one)
+    ├── FitError            training cannot go on: the loss is not a number
     ├── CheckpointError     a run or checkpoint that belongs to another schema, or is damaged
     └── StorageError        the disk is full, or a folder cannot be written
 
@@ -59,6 +60,10 @@ class SourceError(DataError):
 
 class ConfigError(IsthmusError):
     """A recipe, an option or a name that does not exist."""
+
+
+class FitError(IsthmusError):
+    """Training cannot go on: the loss is not a number."""
 
 
 class CheckpointError(IsthmusError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -49,12 +49,22 @@ class Model(nn.Module, ABC):
         paper: where it comes from, one line.
         tasks: names of the tasks it can do.
         shallow: fitted in closed form, or without a hidden layer; the ledger's bar is the best of these.
+
+    Attributes:
+        schema: what it was built for.
+        args: the hyper-parameters it was built with (those given), so that a run can build it again.
     """
 
     needs: ClassVar[Needs] = Needs()
     paper: ClassVar[str] = ""
     tasks: ClassVar[tuple[str, ...]] = ("ctr", "rating", "retrieval")
     shallow: ClassVar[bool] = False
+    args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        model = super().__new__(cls)
+        model.args = kwargs
+        return model
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()

@@ -1,0 +1,93 @@
+"""``How``: the settings of training that no model owns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from isthmus.errors import ConfigError, nearest
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+@dataclass(frozen=True)
+class How:
+    """How to train.  The same settings on the same data give the same weights, bit for bit, on a CPU.
+
+    Attributes:
+        epochs: passes over the training rows, at most, for each stage.
+        batch_size: rows per step; validation uses it too.
+        lr: learning rate of everything but the embedding tables.
+        table_lr: learning rate of the embedding tables; None: the optimiser's own default.
+        table_optimiser: which optimiser the tables get, see ``isthmus.layers.table.optimisers``.
+        weight_decay: decoupled weight decay of everything but the tables.
+        clip: largest norm of the gradient over all weights of the stage; None: no clipping.
+        patience: epochs without a better validation value before a stage stops; None: never early.
+        monitor: the validation metric to watch; None: the task's first.
+        seed: of the order of the rows, the negatives and the model's own randomness.
+        device: ``auto`` (cuda, mps or cpu, the first there is) or one by name, such as ``cuda:1``.
+        threads: CPU threads of torch while training; None: as torch has them.
+        temperature: a domain with n rows gets a share ~ n ** temperature of each step.
+        negatives: sampled per positive; None: the task's default.
+        sampler, alpha: how negatives are drawn, see ``isthmus.data.negatives``.
+        history_length: events of a history, at most.
+        checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
+        eval_rows: validation rows (ranked tasks: queries) per domain, at most; None: all.
+        tensorboard: also write TensorBoard events into the run's folder.
+        progress: a progress bar, when the output is a terminal.
+        domains: train and validate on these domain indices only; None: all.
+    """
+
+    epochs: int = 20
+    batch_size: int = 4096
+    lr: float = 1e-3
+    table_lr: float | None = None
+    table_optimiser: str = "auto"
+    weight_decay: float = 0.0
+    clip: float | None = None
+    patience: int | None = 3
+    monitor: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    temperature: float = 1.0
+    negatives: int | None = None
+    sampler: str = "uniform"
+    alpha: float = 0.75
+    history_length: int = 50
+    checkpoint_minutes: float = 10.0
+    eval_rows: int | None = 100_000
+    tensorboard: bool = False
+    progress: bool = True
+    domains: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.domains is not None:
+            object.__setattr__(self, "domains", tuple(self.domains))
+        for name in ("epochs", "batch_size", "lr", "history_length"):
+            _positive(name, getattr(self, name))
+        for name in ("table_lr", "clip", "threads", "eval_rows", "patience"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if self.device.split(":")[0] not in DEVICES:
+            raise ConfigError(f"device {self.device!r}", f"one of {DEVICES}", nearest(self.device, DEVICES))
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> How:
+        """Settings by name, such as a recipe's.
+
+        Raises:
+            ConfigError: an unknown name (tells the nearest one) or a value out of range.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"unknown setting {key!r}", f"one of {sorted(known)}", nearest(key, known))
+        return cls(**settings)
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} = {value!r}", "a number above 0", "correct it, or leave it out for the default")
