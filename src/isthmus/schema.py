@@ -156,7 +156,9 @@ class Schema:
             raw["rating_range"] = tuple(raw["rating_range"]) if raw.get("rating_range") else None
             return cls(**raw)
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"a schema that cannot be read ({error})", "the output of Schema.to_dict", "encode the data again") from error
+            raise CheckpointError(
+                f"a schema that cannot be read ({error})", "the output of Schema.to_dict", "encode the data again"
+            ) from error
 
     def fingerprint(self) -> str:
         """A short hash: two data sets with the same one have the same codes' shapes."""

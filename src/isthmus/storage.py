@@ -97,9 +97,13 @@ def _storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"the disk is full: {path}", "free space", "free some, or choose another folder; nothing half-written is left") from error
+            raise StorageError(
+                f"the disk is full: {path}", "free space", "free some, or choose another folder; nothing half-written is left"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise StorageError(f"{path} cannot be written ({error.strerror})", "a folder you may write to", "choose another folder") from error
+            raise StorageError(
+                f"{path} cannot be written ({error.strerror})", "a folder you may write to", "choose another folder"
+            ) from error
         raise
 
 

@@ -1,0 +1,102 @@
+"""Isthmus: one recommender for all your domains, and proof, domain by domain, that sharing helped.
+
+The walk: ``sources`` -> ``Events`` -> ``split`` -> ``encode`` -> ``Dataset`` -> ``fit`` -> ``score`` -> ``measure``
+-> ``ledger`` -> report.  ``Recommender`` is the three-line way, ``compare`` the whole comparison.
+
+Names are imported when first used, so that ``import isthmus`` (and the command line's help) stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from isthmus.batch import Batch, Needs, Output
+    from isthmus.data.dataset import Dataset
+    from isthmus.data.encode import encode
+    from isthmus.data.events import Events, read_events
+    from isthmus.data.split import Split
+    from isthmus.errors import IsthmusError
+    from isthmus.experiment import ModelSpec, Recipe, compare
+    from isthmus.fit import How, fit, load_run
+    from isthmus.ledger import ledger
+    from isthmus.measure import measure
+    from isthmus.model import Model, Retriever, Stage
+    from isthmus.recommender import Recommender
+    from isthmus.schema import Domain, Entity, Field, Schema
+    from isthmus.score import Scores, score
+
+_HOME = {
+    "Batch": "batch",
+    "Dataset": "data.dataset",
+    "Domain": "schema",
+    "Entity": "schema",
+    "Events": "data.events",
+    "Field": "schema",
+    "How": "fit",
+    "IsthmusError": "errors",
+    "Model": "model",
+    "ModelSpec": "experiment",
+    "Needs": "batch",
+    "Output": "batch",
+    "Recipe": "experiment",
+    "Recommender": "recommender",
+    "Retriever": "model",
+    "Schema": "schema",
+    "Scores": "score",
+    "Split": "data.split",
+    "Stage": "model",
+    "compare": "experiment",
+    "encode": "data.encode",
+    "fit": "fit",
+    "ledger": "ledger",
+    "load_run": "fit",
+    "measure": "measure",
+    "read_events": "data.events",
+    "score": "score",
+}
+# ``fit``, ``score``, ``measure`` and ``ledger`` are the functions of the modules of the same name.
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Domain",
+    "Entity",
+    "Events",
+    "Field",
+    "How",
+    "IsthmusError",
+    "Model",
+    "ModelSpec",
+    "Needs",
+    "Output",
+    "Recipe",
+    "Recommender",
+    "Retriever",
+    "Schema",
+    "Scores",
+    "Split",
+    "Stage",
+    "__version__",
+    "compare",
+    "encode",
+    "fit",
+    "ledger",
+    "load_run",
+    "measure",
+    "read_events",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'isthmus' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"isthmus.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

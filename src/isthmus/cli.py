@@ -1,0 +1,393 @@
+"""The command line.  Everything heavy is imported inside a command: ``isthmus --help`` stays fast.
+
+Exit codes: 0 done, 1 failed, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from isthmus.data.events import Events
+    from isthmus.data.split import Split
+    from isthmus.experiment import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="One recommender for all your domains, and proof, domain by domain, that sharing helped.\n\n"
+    "Start with [bold]isthmus demo[/], then [bold]isthmus compare events.parquet --user uid --item iid --domain market --time ts[/].",
+)
+
+Source = Annotated[
+    str, typer.Argument(help="A parquet or csv file, a folder, a glob, or the name of a public set (xmrec, ciao, epinions, movielens).")
+]
+User = Annotated[str, typer.Option(help="Column of the user ids.")]
+Item = Annotated[str, typer.Option(help="Column of the item ids.")]
+DomainColumn = Annotated[str, typer.Option("--domain", help="Column of the domains (market, scenario, category, app).")]
+Time = Annotated[str | None, typer.Option(help="Column of the times; without it only the order within the given split counts.")]
+Label = Annotated[str | None, typer.Option(help="Column of 0/1 clicks or of ratings; without it every event is a positive.")]
+Context = Annotated[list[str] | None, typer.Option(help="Column that varies by event; may be given several times.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="name=value; a setting of fit or of the model, may be given several times.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per network.")] = 3,
+) -> None:
+    """Compare a dozen recommenders on a made-up world of three markets: a small one beside two large ones.
+
+    Example:  [bold]isthmus demo[/]
+    """
+    from isthmus.data.synthetic import demo_world
+
+    console = _console()
+    console.print("A made-up world of three markets: two large, one small, with tastes in common.", highlight=False)
+    world = demo_world()
+    recipe = _demo_recipe(tuple(range(seeds)))
+    comparison = _run(recipe, out, console, events=world.events)
+    _best_reachable(world, comparison, console)
+
+
+@app.command()
+def doctor(
+    source: Source,
+    user: User = "user",
+    item: Item = "item",
+    domain: DomainColumn = "domain",
+    time: Time = None,
+    label: Label = None,
+    context: Context = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a data set: sizes, overlaps, label rates, time spans, cold starts, duplicates, and what would leak.
+
+    Example:  [bold]isthmus doctor events.parquet --user uid --item iid --domain market --time ts[/]
+    """
+    from isthmus.data.doctor import examine
+
+    events, split = _load(source, user, item, domain, time, label, context)
+    report = examine(events, split) if split is not None else examine(events)
+    if json:
+        import json as writer
+
+        typer.echo(writer.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
+    else:
+        typer.echo(report.to_text())
+
+
+@app.command()
+def prepare(
+    source: Source,
+    out: Out,
+    user: User = "user",
+    item: Item = "item",
+    domain: DomainColumn = "domain",
+    time: Time = None,
+    label: Label = None,
+    context: Context = None,
+    split: Annotated[str | None, typer.Option(help="global_time, leave_last, random; default: by time when there is time.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+) -> None:
+    """Read, split and encode events into a folder that training reads from disk.
+
+    Example:  [bold]isthmus prepare events.parquet --user uid --item iid --domain market --time ts -o data/[/]
+    """
+    from isthmus.data.encode import encode
+    from isthmus.experiment import ModelSpec, Recipe, make_split
+
+    events, brought = _load(source, user, item, domain, time, label, context)
+    chosen = make_split(events, Recipe("prepare", source, (ModelSpec("popularity"),), split=split), brought)
+    dataset = encode(events, chosen, out, overwrite=overwrite)
+    _console().print(
+        f"{len(events):,} events, {len(dataset.schema.domains)} domains -> {out}   split {chosen.rule} ({chosen.hash})", highlight=False
+    )
+    _console().print(chosen.summary(events))
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="A folder made by `isthmus prepare`.")],
+    out: Out,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's name; `isthmus models` lists them.")] = "mmoe",
+    task: Annotated[str | None, typer.Option(help="ctr, rating or retrieval; default by the labels.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted fit stopped.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
+    settings: Sets = None,
+) -> None:
+    """Train one model; Ctrl-C keeps a checkpoint, --resume goes on from it.
+
+    Example:  [bold]isthmus fit data/ --model mmoe -o runs/mmoe --set experts=8 --set lr=2e-3[/]
+    """
+    import dataclasses
+
+    from isthmus.data.dataset import Dataset
+    from isthmus.fit import How, build
+    from isthmus.fit import fit as train
+    from isthmus.task import default_task, get_task
+
+    dataset = Dataset.load(data)
+    given = _settings(settings)
+    names = {f.name for f in dataclasses.fields(How)}
+    how = {k: v for k, v in given.items() if k in names} | {"seed": seed, "device": device, "tensorboard": tensorboard}
+    if epochs is not None:
+        how["epochs"] = epochs
+    args = {k: v for k, v in given.items() if k not in names}
+    built = build(model, dataset.schema, args)
+    job = get_task(task) if task else default_task(dataset.schema)
+    run = train(built, dataset, job, How(**how), out, resume=resume)
+    _console().print(
+        f"best epoch {run.best.epoch + 1}: validation {how.get('monitor') or job.metrics[0]} {run.best.value:.4f} -> {out}", highlight=False
+    )
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
+    data: Annotated[Path, typer.Option(help="The data folder the run was fitted on.")],
+    out: Out = Path("scores.parquet"),
+    part: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+) -> None:
+    """Score a part of the data with a fitted model.
+
+    Example:  [bold]isthmus score runs/mmoe --data data/ -o scores.parquet[/]
+    """
+    from isthmus.data.dataset import Dataset
+    from isthmus.fit import load_run
+    from isthmus.score import score as compute
+
+    loaded = load_run(run)
+    scores = compute(loaded.model, Dataset.load(data), part, task=loaded.task, how=loaded.how)
+    scores.save(out)
+    _console().print(f"{len(scores.frame):,} rows of scores ({scores.kind}) -> {out}", highlight=False)
+
+
+@app.command()
+def measure(
+    scores: Annotated[Path, typer.Argument(help="A file made by `isthmus score`, or another library's scores with the same columns.")],
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="E.g. auc, ndcg@10; may be given several times.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table as parquet too.")] = None,
+) -> None:
+    """Measure scores: metric x domain x user state, with 95 % intervals over users.
+
+    Example:  [bold]isthmus measure scores.parquet --metric ndcg@10 --metric recall@10[/]
+    """
+    import polars as pl
+
+    from isthmus import storage
+    from isthmus.measure import measure as compute
+    from isthmus.score import Scores
+
+    loaded = Scores.load(scores)
+    default = ("auc", "logloss") if loaded.kind == "rows" else ("ndcg@10", "recall@10", "mrr")
+    frame = compute(loaded, tuple(metric) if metric else default)
+    if out is not None:
+        with storage.whole_file(out) as path:
+            frame.write_parquet(path)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        typer.echo(str(frame))
+
+
+@app.command()
+def compare(
+    source: Annotated[str, typer.Argument(help="A recipe (.toml), or your own events (parquet or csv).")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: runs/<name>.")] = None,
+    user: User = "user",
+    item: Item = "item",
+    domain: DomainColumn = "domain",
+    time: Time = None,
+    label: Label = None,
+    context: Context = None,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these models; may be given several times.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network.")] = None,
+) -> None:
+    """Compare models by domain, with the transfer ledger; finished parts are not run again.
+
+    Examples:
+
+      [bold]isthmus compare recipes/xmrec.toml[/]
+
+      [bold]isthmus compare events.parquet --user uid --item iid --domain market --time ts[/]
+    """
+    import dataclasses
+
+    from isthmus.config import read_recipe
+    from isthmus.errors import ConfigError, nearest
+
+    events, split = None, None
+    if source.endswith(".toml"):
+        recipe = read_recipe(source)
+    else:
+        events, split = _load(source, user, item, domain, time, label, context)
+        recipe = _own_recipe(source, events)
+    if seeds is not None:
+        recipe = dataclasses.replace(recipe, seeds=tuple(range(seeds)))
+    if model:
+        labels = [m.label for m in recipe.models]
+        for name in model:
+            if name not in labels:
+                raise ConfigError(f"--model {name!r}", f"one of {labels}", nearest(name, labels))
+        needed = {*model, *(m.control for m in recipe.models if m.label in model)}
+        recipe = dataclasses.replace(recipe, models=tuple(m for m in recipe.models if m.label in needed))
+    _run(recipe, out or Path("runs") / recipe.name, _console(), events=events, split=split)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder made by `isthmus compare` or `isthmus demo`.")],
+) -> None:
+    """Draw a comparison's tables and page again from its kept parts; nothing is trained.
+
+    Example:  [bold]isthmus report runs/demo[/]
+    """
+    from isthmus.experiment import recall
+    from isthmus.report import print_report, write_page
+
+    comparison = recall(folder)
+    page = write_page(comparison, folder / "report.html")
+    print_report(comparison, _console(), page)
+
+
+@app.command()
+def models(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every model with its paper, its jobs and what it reads.
+
+    Example:  [bold]isthmus models[/]
+    """
+    from isthmus.models import available, describe
+
+    rows: list[dict[str, Any]] = [describe(name) for name in available()]
+    if json:
+        import json as writer
+
+        typer.echo(writer.dumps(rows, indent=1, ensure_ascii=False, default=str))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "kind", "jobs", "reads", "paper"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["kind"], ", ".join(row["tasks"]), ", ".join(row["needs"]) or "ids", row["paper"])
+    _console().print(table)
+
+
+def main() -> None:
+    """Runs the command line; turns Isthmus' errors into a message and an exit code."""
+    from isthmus.errors import ConfigError, IsthmusError
+
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        _fail(error, 2)
+    except IsthmusError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"isthmus: {error}", err=True)
+    sys.exit(code)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _load(
+    source: str, user: str, item: str, domain: str, time: str | None, label: str | None, context: list[str] | None
+) -> tuple[Events, Split | None]:
+    """A public set by name, or the user's own files."""
+    from isthmus.data import sources
+
+    if source in sources.available() and not Path(source).exists():
+        loaded = sources.load(source)
+    else:
+        loaded = sources.load(
+            "table", path=source, user=user, item=item, domain=domain, time=time, label=label, context=tuple(context or ())
+        )
+    return loaded.events, loaded.split
+
+
+def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None) -> Any:
+    """Compare, print, write the page."""
+    from isthmus.experiment import check_writable
+    from isthmus.experiment import compare as run
+    from isthmus.report import print_report, write_page
+
+    check_writable(out)
+    comparison = run(recipe, out, events=events, split=split, say=lambda line: console.print(f"[dim]{line}[/]", highlight=False))
+    page = write_page(comparison, out / "report.html")
+    print_report(comparison, console, page)
+    return comparison
+
+
+def _own_recipe(source: str, events: Events) -> Recipe:
+    """The default comparison for somebody's own file."""
+    from isthmus.experiment import Recipe, default_models
+    from isthmus.task import default_task
+
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(source).stem) or "events"
+    return Recipe(name, "table", default_models(default_task(events.schema)), title=source, source_args={"path": source})
+
+
+def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
+    from isthmus.experiment import Recipe, default_models
+    from isthmus.task import get_task
+
+    return Recipe(
+        "demo",
+        "demo world",
+        default_models(get_task("ctr")),
+        title="Three markets",
+        seeds=seeds,
+        fit={"batch_size": 1024, "progress": False},
+    )
+
+
+def _best_reachable(world: Any, comparison: Any, console: Console) -> None:
+    """The world's true probabilities are known, and so is the best AUC that any model could have."""
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``name=value`` pairs; values are read as TOML values, else as text."""
+    import tomllib
+
+    from isthmus.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"--set {pair!r}", "name=value", "--set lr=2e-3")
+        try:
+            found[name] = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
+    return found
+
+
+if __name__ == "__main__":
+    main()

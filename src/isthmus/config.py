@@ -1,0 +1,150 @@
+"""Recipes as TOML, read strictly: an unknown key is an error that names the nearest right one.
+
+::
+
+    name = "my-markets"
+    task = "retrieval"            # ctr | rating | retrieval; default by the labels
+    seeds = [0, 1, 2]
+    metrics = ["ndcg@10", "recall@10"]
+    refit = false                 # after choosing on validation, train on train + validation
+
+    [data]
+    source = "table"              # or xmrec, ciao, epinions, movielens, sql
+    path = "events.parquet"       # further keys: what the source's load() takes
+    user = "uid"
+    item = "iid"
+    domain = "market"
+
+    [split]
+    rule = "global_time"          # further keys: what the rule takes
+    test = 0.1
+
+    [fit]                         # settings of fit for every model
+    epochs = 30
+
+    [[models]]
+    name = "mmoe"                 # further keys: the model's own hyper-parameters
+    experts = 8
+    fit.lr = 2e-3                 # settings of fit for this model alone
+    grid.dropout = [0.0, 0.2]     # chosen on validation
+
+Relative paths are taken from the recipe's folder, and ``$NAME`` in a path is an environment variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from isthmus.errors import ConfigError, nearest
+from isthmus.experiment import SINGLE, ModelSpec, Recipe
+
+TOP = ("name", "title", "task", "seeds", "metrics", "refit", "resamples", "data", "split", "fit", "models")
+TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "title": (str,),
+    "task": (str,),
+    "seeds": (list,),
+    "metrics": (list,),
+    "refit": (bool,),
+    "resamples": (int,),
+    "data": (dict,),
+    "split": (dict,),
+    "fit": (dict,),
+    "models": (list,),
+}
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or has a key, name or type that is not right.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing", "a recipe in TOML", "check the path; recipes/ holds examples") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", "a recipe in TOML", "mend the line it names; recipes/ holds examples") from error
+    return parse_recipe(raw, where=str(path), folder=path.parent, name=path.stem)
+
+
+def parse_recipe(raw: dict[str, Any], *, where: str = "recipe", folder: Path = Path(), name: str = "recipe") -> Recipe:
+    """A recipe from plain values.
+
+    Args:
+        raw: what TOML gave.
+        where: named in errors.
+        folder: relative paths start here.
+        name: used when the recipe names none.
+
+    Raises:
+        ConfigError: a key, name or type that is not right.
+    """
+    _known(raw, TOP, where)
+    for key, value in raw.items():
+        if not isinstance(value, TYPES[key]):
+            raise ConfigError(f"{where}: {key} = {value!r}", f"a value of type {TYPES[key][0].__name__}", "see `isthmus compare --help`")
+    data = dict(raw.get("data", {}))
+    if "source" not in data:
+        raise ConfigError(f"{where}: [data] names no source", 'source = "table" (your own files), or a public set', "add it")
+    split = dict(raw.get("split", {}))
+    optional = {key: raw[key] for key in ("title", "task", "refit", "resamples", "fit") if key in raw}
+    if "metrics" in raw:
+        optional["metrics"] = tuple(raw["metrics"])
+    if "seeds" in raw:
+        if not all(isinstance(s, int) and s >= 0 for s in raw["seeds"]):
+            raise ConfigError(f"{where}: seeds = {raw['seeds']!r}", "whole numbers from 0", "seeds = [0, 1, 2]")
+        optional["seeds"] = tuple(raw["seeds"])
+    return Recipe(
+        name=raw.get("name", name),
+        source=data.pop("source"),
+        source_args={key: _path(value, folder, where) if key in ("path", "users", "items") else value for key, value in data.items()},
+        split=split.pop("rule", None),
+        split_args=split,
+        models=tuple(_model(m, f"{where}: models[{i}]") for i, m in enumerate(raw.get("models", []))),
+        **optional,
+    )
+
+
+def _model(raw: Any, where: str) -> ModelSpec:
+    """One [[models]] table: its own keys, and the rest are hyper-parameters (checked against the model later)."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise ConfigError(f"{where}: {raw!r}", 'a table with name = "<model>"', "`isthmus models` lists the names")
+    raw = dict(raw)
+    for key in ("fit", "grid"):
+        if not isinstance(raw.get(key, {}), dict):
+            raise ConfigError(f"{where}: {key} = {raw[key]!r}", "a table", f"write {key}.<setting> = ...")
+    grid = raw.pop("grid", {})
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}: grid.{key} = {values!r}", "a list of values to choose from", f"grid.{key} = [..., ...]")
+    spec = {"name": raw.pop("name"), "label": raw.pop("label", ""), "fit": raw.pop("fit", {}), "grid": grid}
+    control = raw.pop("control", SINGLE)
+    return ModelSpec(**spec, control=None if control == "none" else control, args=raw)
+
+
+def _path(value: Any, folder: Path, where: str) -> Any:
+    """A path from the recipe's folder, environment variables filled in."""
+    if isinstance(value, list):
+        return [_path(v, folder, where) for v in value]
+    if not isinstance(value, str):
+        return value
+    full = os.path.expandvars(value)
+    missing = re.search(r"\$\{?(\w+)", full)
+    if missing:
+        raise ConfigError(
+            f"{where}: {value!r} names the environment variable {missing[1]}, which is not set", "a folder", f"export {missing[1]}=..."
+        )
+    return full if os.path.isabs(full) else str(folder / full)
+
+
+def _known(raw: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+    for key in raw:
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key {key!r}", f"one of {', '.join(names)}", nearest(key, names))

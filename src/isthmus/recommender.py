@@ -1,0 +1,171 @@
+"""``Recommender``: three lines from a data frame.  It only composes the functions of the walk."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from isthmus.data.batches import query_batch
+from isthmus.data.dataset import Dataset
+from isthmus.data.encode import encode
+from isthmus.data.events import Events, read_events
+from isthmus.data.sources import table
+from isthmus.data.split import Split
+from isthmus.errors import ConfigError, IsthmusError
+from isthmus.experiment import ModelSpec, Recipe, compare, default_models, make_split
+from isthmus.fit import How, Run, build, fit
+from isthmus.ledger import Ledger
+from isthmus.models import get_model
+from isthmus.schema import PADDING, UNKNOWN
+from isthmus.task import default_task, get_task
+
+BLOCK = 4096  # candidates scored at once
+
+
+class Recommender:
+    """One model for all domains of a data frame.
+
+    ::
+
+        rec = Recommender("mmoe").fit(frame, user="uid", item="iid", domain="market", label="click", time="ts")
+        rec.recommend("u1", "small", k=10)
+        rec.ledger()          # against single-domain controls and the best shallow models
+
+    Args:
+        model: a model's name (``isthmus models`` lists them).
+        folder: where the data set and the run are kept; a temporary folder by default.
+        task: ``ctr``, ``rating`` or ``retrieval``; by default what the labels suggest.
+        fit: settings of ``How`` (epochs, lr, seed, ...).
+        args: the model's own hyper-parameters.
+
+    Raises:
+        ConfigError: no such model, task, setting or hyper-parameter.
+    """
+
+    def __init__(
+        self,
+        model: str = "mmoe",
+        *,
+        folder: str | Path | None = None,
+        task: str | None = None,
+        fit: dict[str, Any] | None = None,
+        **args: Any,
+    ) -> None:
+        get_model(model)
+        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="isthmus-")
+        self.folder = Path(folder if folder is not None else self._temporary.name)  # type: ignore[union-attr]
+        self.spec = ModelSpec(model, args=args)
+        self.task = None if task is None else get_task(task)
+        known = {f.name for f in dataclasses.fields(How)}
+        for key in fit or {}:
+            if key not in known:
+                raise ConfigError(f"unknown fit setting {key!r}", f"one of {sorted(known)}", "see isthmus.How")
+        self.settings = dict(fit or {})
+        self._fitted: tuple[Events, Split, Dataset, Run] | None = None
+
+    def fit(self, frame: Any, *, split: Split | None = None, **columns: Any) -> Recommender:
+        """Learns from a polars, pandas or pyarrow frame, a file, a folder or a glob.
+
+        Args:
+            frame: the events.
+            split: train / validation / test; by default by time, or the last events of each user.
+            columns: what ``read_events`` takes: ``user=``, ``item=``, ``domain=``, ``time=``, ``label=``, ...
+
+        Raises:
+            DataError: the data are not what was declared.
+        """
+        if isinstance(frame, (str, Path)):
+            events = table.load(frame, **columns).events
+        else:
+            events = read_events(frame, **columns)
+        self.task = self.task or default_task(events.schema)
+        split = make_split(events, self._recipe(()), split)
+        dataset = encode(events, split, self.folder / "data", overwrite=True)
+        model = build(self.spec.name, dataset.schema, self.spec.args)
+        run = fit(model, dataset, self.task, How(**self.settings), self.folder / "run")
+        self._fitted = (events, split, dataset, run)
+        return self
+
+    def recommend(
+        self, user: Any, domain: str, k: int = 10, *, items: Sequence[Any] | None = None, exclude_seen: bool = True
+    ) -> pl.DataFrame:
+        """The best items for a user in a domain, now: with the whole history that the data hold.
+
+        Args:
+            user: an id as in the data; an unknown one gets what suits an unknown user.
+            domain: name of the domain.
+            k: how many.
+            items: rank these alone (ids); by default the domain's catalogue.
+            exclude_seen: leave out what the user had in this domain.
+
+        Returns:
+            Columns ``item`` and ``score``, best first; at most k rows.
+
+        Raises:
+            ConfigError: no such domain, a k below 1, or not fitted yet.
+        """
+        _, _, dataset, run = self._need()
+        if k < 1:
+            raise ConfigError(f"k = {k}", "at least 1", "ask for one item or more")
+        d = dataset.schema.domain_index(domain)
+        code = torch.tensor(dataset.user_vocabulary.encode([user])).long()
+        candidates = torch.tensor(dataset.catalogue(d, "test") if items is None else dataset.item_vocabulary.encode(list(items))).long()
+        history = dataset.history.cut(code.numpy(), None if not dataset.schema.timed else _end_of_time(), torch.tensor([d]).numpy(), 10_000)
+        if exclude_seen and items is None:
+            candidates = candidates[~torch.isin(candidates, torch.tensor(history["item"]).long())]
+        score = self._score(run, dataset, code, d, candidates)
+        order = torch.argsort(score, descending=True, stable=True)[:k]
+        ids = list(items) if items is not None else None
+        names = [ids[i] for i in order.tolist()] if ids is not None else dataset.item_vocabulary.decode(candidates[order].numpy()).to_list()
+        return pl.DataFrame({"item": names, "score": score[order].numpy()})
+
+    @staticmethod
+    def _score(run: Run, dataset: Dataset, code: torch.Tensor, d: int, candidates: torch.Tensor) -> torch.Tensor:
+        model = run.model.eval()
+        time = _end_of_time() if dataset.schema.timed else None
+        parts = []
+        with torch.inference_mode():
+            for block in candidates.split(BLOCK):
+                batch = query_batch(dataset, model.needs, code.numpy(), torch.tensor([d]).numpy(), time, block[None].numpy())
+                parts.append(model(batch).logit[0].float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def ledger(self, seeds: Sequence[int] = (0, 1, 2), *, say: Any = None) -> Ledger:
+        """This model against its single-domain control and the shallow models, on the test part.
+
+        Args:
+            seeds: trainings per network.
+            say: gets one line per step; silent by default.
+        """
+        events, split, _, _ = self._need()
+        assert self.task is not None
+        shallow = tuple(s for s in default_models(self.task) if get_model(s.name).shallow and s.name != self.spec.name)
+        recipe = self._recipe((self.spec, *shallow), tuple(seeds))
+        return compare(recipe, self.folder / "ledger", events=events, split=split, say=say or (lambda _: None)).ledger
+
+    def _recipe(self, models: tuple[ModelSpec, ...], seeds: tuple[int, ...] = (0,)) -> Recipe:
+        fit = {k: v for k, v in self.settings.items() if k not in ("seed", "domains")}
+        return Recipe("recommender", "frame", models or (self.spec,), task=self.task.name if self.task else None, seeds=seeds, fit=fit)
+
+    def _need(self) -> tuple[Events, Split, Dataset, Run]:
+        if self._fitted is None:
+            raise ConfigError("this recommender has learnt nothing yet", "a call of .fit(frame, ...) first", "call it")
+        return self._fitted
+
+    def __repr__(self) -> str:
+        return f"Recommender({self.spec.name!r}, {'fitted' if self._fitted else 'not fitted'})"
+
+
+def _end_of_time() -> Any:
+    import numpy as np
+
+    return np.array([np.iinfo(np.int64).max])
+
+
+__all__ = ["Recommender", "IsthmusError", "PADDING", "UNKNOWN"]
