@@ -1,0 +1,397 @@
+"""Splits: which events train, validate and test, and the candidate lists that come with the data.
+
+Rules: ``global_time`` (the default for timed data), ``leave_last``, ``cold_users``, ``given``, ``random``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from isthmus.data import arrow
+from isthmus.errors import SourceError, SplitError, nearest
+from isthmus.storage import read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from isthmus.data.events import Events
+
+TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
+PARTS = ("train", "valid", "test", "unused")
+COLD_USERS = "cold_users"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Lists of items to rank, given with the data: Q queries, list q is ``item[offsets[q]:offsets[q + 1]]``.
+
+    Attributes:
+        user: (Q,) int32, indices of the events' users (codes, once encoded).
+        domain: (Q,) int16.
+        offsets: (Q + 1,) int64.
+        item: int32, flat.
+        label: uint8, flat; 1 for the query's positives.
+        name: what the lists are, e.g. "real lists": printed wherever numbers stand on them.
+        names: the same by domain name, where domains differ.
+    """
+
+    user: np.ndarray
+    domain: np.ndarray
+    offsets: np.ndarray
+    item: np.ndarray
+    label: np.ndarray
+    name: str
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("user", np.int32), ("domain", np.int16), ("offsets", np.int64), ("item", np.int32), ("label", np.uint8)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
+        queries = len(self.offsets) - 1
+        whole = queries >= 0 and self.offsets[0] == 0 and self.offsets[-1] == len(self.item) and bool((np.diff(self.offsets) >= 0).all())
+        if not whole or {len(self.user), len(self.domain)} != {queries} or len(self.label) != len(self.item):
+            raise SplitError(
+                f"candidate lists {self.name!r} whose columns do not fit together",
+                "Q users and domains, Q + 1 ascending offsets from 0 to the number of items, a label for every item",
+                "check how the lists were read",
+            )
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def save(self, folder: Path) -> None:
+        """Writes the lists into a folder (made if missing)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        arrow.write(folder / "queries.arrow", {"user": self.user, "domain": self.domain})
+        arrow.write(folder / "offsets.arrow", {"offsets": self.offsets})
+        arrow.write(folder / "items.arrow", {"item": self.item, "label": self.label})
+        write_json(folder / "names.json", {"name": self.name, "names": self.names})
+
+    @classmethod
+    def load(cls, folder: Path) -> Candidates:
+        """Memory-maps what ``save`` wrote.
+
+        Raises:
+            SourceError: a file is missing, truncated or foreign.
+        """
+        columns = [arrow.read(folder / f"{name}.arrow") for name in ("queries", "offsets", "items")]
+        try:
+            return cls(**{name: values for part in columns for name, values in part.items()}, **read_json(folder / "names.json"))
+        except (TypeError, SplitError) as error:
+            raise SourceError(f"{folder} holds no candidate lists ({error})", "lists that Isthmus wrote", "make the split again") from error
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part for every event.
+
+    Attributes:
+        part: (N,) uint8: ``TRAIN``, ``VALID``, ``TEST`` or ``UNUSED``.
+        rule: which rule made it.
+        params: what the rule was given and what it found (thresholds), plus ``events``, a digest of the
+            events it was made for.
+        candidates: given lists, under ``valid`` and ``test``.
+    """
+
+    part: np.ndarray
+    rule: str
+    params: dict[str, Any] = field(default_factory=dict)
+    candidates: dict[str, Candidates] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        part = np.asarray(self.part)
+        if part.ndim != 1 or (len(part) and (part.min() < TRAIN or part.max() > UNUSED)):
+            raise SplitError("parts that are no numbers from 0 to 3", f"(N,) of {dict(enumerate(PARTS))}", "use the rule `given` for names")
+        if foreign := sorted(set(self.candidates) - {"valid", "test"}):
+            raise SplitError(f"candidate lists for {foreign}", "'valid' and 'test'", nearest(foreign[0], ("valid", "test")))
+        object.__setattr__(self, "part", part.astype(np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that change with any change of the parts, the rule, its parameters or the lists."""
+        digest = hashlib.sha256(self.part.tobytes())
+        digest.update(json.dumps([self.rule, self.params], sort_keys=True).encode())
+        for name in sorted(self.candidates):
+            lists = self.candidates[name]
+            digest.update(json.dumps([name, lists.name, lists.names, len(lists), len(lists.item)], sort_keys=True).encode())
+            for column in fields(lists)[:5]:
+                digest.update(getattr(lists, column.name).tobytes())
+        return digest.hexdigest()[:16]
+
+    def in_history(self) -> np.ndarray:
+        """(N,) bool: events that may enter the histories of later rows.
+
+        All but the unused ones; under ``cold_users`` training events only, because the target history of the
+        held-out users is what must not be known.
+        """
+        return self.part == TRAIN if self.rule == COLD_USERS else self.part != UNUSED
+
+    def merged(self) -> Split:
+        """The split of the final fit: validation events become training events."""
+        part = np.where(self.part == VALID, TRAIN, self.part).astype(np.uint8)
+        return replace(self, part=part, candidates={k: v for k, v in self.candidates.items() if k != "valid"})
+
+    def check(self, events: Events) -> None:
+        """Makes sure that this split was made for these events.
+
+        Raises:
+            SplitError: another number of events, events after the split's end, or other events.
+        """
+        do = "make the split from these events"
+        if len(self) != len(events.user):
+            raise SplitError(f"a split of {len(self):,} events", f"{len(events.user):,} events", do)
+        end = self.params.get("end")
+        if end is not None and events.time is not None and events.time.max() > end:
+            raise SplitError(f"an event at time {events.time.max()}, in the future of the split", f"times up to {end}", do)
+        if self.params.get("events", digest := _digest(events)) != digest:
+            raise SplitError(f"a split made for other events ({self.params['events']})", f"events with digest {digest}", do)
+
+    def summary(self, events: Events) -> pl.DataFrame:
+        """Rows, users, items, and first and last time, by domain and part.
+
+        Returns:
+            Columns ``domain``, ``part``, ``rows``, ``users``, ``items`` and, for timed events, ``first``, ``last``.
+        """
+        self.check(events)
+        columns = {"domain": events.domain, "part": self.part, "user": events.user, "item": events.item}
+        what = [pl.len().alias("rows"), pl.col("user").n_unique().alias("users"), pl.col("item").n_unique().alias("items")]
+        if events.time is not None:
+            columns["time"] = events.time
+            what += [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
+        table = pl.DataFrame(columns).group_by("domain", "part").agg(what).sort("domain", "part")
+        names = {"domain": events.schema.domain_names, "part": PARTS}
+        return table.with_columns(pl.Series(column, [known[i] for i in table[column]], pl.String) for column, known in names.items())
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the split into a folder, whole or not at all.
+
+        Raises:
+            StorageError: the folder exists already, or cannot be written.
+        """
+        with whole_folder(folder, overwrite=overwrite) as temporary:
+            arrow.write(temporary / "part.arrow", {"part": self.part})
+            for name, lists in self.candidates.items():
+                lists.save(temporary / name)
+            about = {"rule": self.rule, "params": self.params, "candidates": sorted(self.candidates), "hash": self.hash}
+            write_json(temporary / "split.json", about)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Split:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            SourceError: a file is missing, damaged or changed.
+        """
+        folder = Path(folder)
+        about = read_json(folder / "split.json")
+        try:
+            lists = {name: Candidates.load(folder / name) for name in about["candidates"]}
+            split = cls(arrow.read(folder / "part.arrow")["part"], about["rule"], about["params"], lists)
+            unchanged = split.hash == about["hash"]
+        except (KeyError, TypeError, SplitError) as error:
+            raise SourceError(f"{folder} holds no split ({error})", "a split that Isthmus wrote", "make the split again") from error
+        if not unchanged:
+            raise SourceError(f"{folder} has been changed: its hash is {split.hash}", f"hash {about['hash']}", "make the split again")
+        return split
+
+
+def default(events: Events) -> Split:
+    """``global_time`` when the events have times, else ``leave_last``."""
+    return leave_last(events) if events.time is None else global_time(events)
+
+
+def global_time(events: Events, valid: float = 0.1, test: float = 0.1, end: int | None = None) -> Split:
+    """Two moments: train before the first, test from the second on, validation between.
+
+    Events of one moment are never divided: each threshold is put between two moments, where the parts come
+    nearest to the shares asked for.
+
+    Args:
+        events: timed events.
+        valid, test: shares of all events; 0 for no such part.
+        end: the last moment the data may hold; None: the last event's.
+
+    Raises:
+        SplitError: no times, events after ``end``, a part asked for comes out empty, or a domain has no
+            training events.
+    """
+    if events.time is None:
+        raise SplitError("events without times", "timed events", "declare the time column, or use leave_last")
+    _check_shares(valid, test)
+    moments, counts = np.unique(events.time, return_counts=True)
+    if end is not None and moments[-1] > end:
+        raise SplitError(f"an event at time {moments[-1]}, in the future of the split", f"times up to {end}", "drop them, or move the end")
+    before = np.append(0, np.cumsum(counts))  # events before each moment, and in all
+    first_test = int(np.abs(before - len(events.time) * (1 - test)).argmin())
+    first_valid = int(np.abs(before - len(events.time) * (1 - test - valid)).argmin()) if valid else first_test
+    part = np.full(len(events.time), TRAIN, np.uint8)
+    thresholds: dict[str, int | None] = {}
+    for name, code, first in (("valid", VALID, first_valid), ("test", TEST, first_test)):
+        thresholds[f"{name}_from"] = int(moments[first]) if first < len(moments) else None
+        if first < len(moments):
+            part[events.time >= moments[first]] = code
+    params = {"valid": valid, "test": test, **thresholds, "end": int(moments[-1]) if end is None else int(end)}
+    return _made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
+
+
+def leave_last(events: Events, min_events: int = 3, seed: int = 0) -> Split:
+    """For each user in each domain: the last event is test, the one before it validation, the rest train.
+
+    Events at the same moment count in stored order.  Without times the two are drawn at random (and
+    ``params`` says so).  All events count, whatever their label.
+
+    Args:
+        events: the events.
+        min_events: a user with fewer events in a domain keeps all of them there for training; at least 3.
+        seed: for events without times.
+
+    Raises:
+        SplitError: no user has enough events, or ``min_events`` is below 3.
+    """
+    if min_events < 3:
+        raise SplitError(f"min_events={min_events}", "at least 3: one event each for train, valid and test", "raise it")
+    pair = events.user.astype(np.int64) * len(events.schema.domains) + events.domain
+    moment = np.random.default_rng(seed).random(len(pair)) if events.time is None else events.time
+    order = np.lexsort((moment, pair))
+    last = np.flatnonzero(np.diff(pair[order], append=-1))
+    enough = np.diff(last, prepend=-1) >= min_events
+    part = np.full(len(pair), TRAIN, np.uint8)
+    part[order[last[enough]]] = TEST
+    part[order[last[enough] - 1]] = VALID
+    chosen = {"order": "time"} if events.time is not None else {"order": "random, for want of times", "seed": seed}
+    return _made(events, part, "leave_last", {"min_events": min_events, **chosen})
+
+
+def cold_users(events: Events, target: str, share: float, seed: int = 0, valid: float = 0.1) -> Split:
+    """Users of other domains come to ``target`` for the first time.
+
+    The overlapping users have events in ``target`` and in another domain.  A random ``share`` of them loses
+    its events in ``target``: those are the test part.  Of the other overlapping users a share ``valid``
+    likewise loses its own to validation.  Everything else is train, whatever its time, as in EMCDR (Man et
+    al., IJCAI 2017) and PTUPCDR (Zhu et al., WSDM 2022); and held-out events enter nobody's history.
+
+    Args:
+        events: the events.
+        target: name of the domain.
+        share: of the overlapping users, between 0 and 1.
+        seed: draws the users.
+        valid: of the overlapping users that are not test users; 0 for no validation part.
+
+    Raises:
+        SplitError: too few overlapping users for a part asked for, or no training events left in a domain.
+        ConfigError: no such domain.
+    """
+    index = events.schema.domain_index(target)
+    if not 0 < share < 1 or not 0 <= valid < 1:
+        raise SplitError(f"share={share}, valid={valid}", "shares between 0 and 1", "correct them")
+    users = max(len(events.user_ids), 1)
+    inside, outside = np.zeros(users, bool), np.zeros(users, bool)
+    inside[events.user[events.domain == index]] = True
+    outside[events.user[events.domain != index]] = True
+    overlapping = np.random.default_rng(seed).permutation(np.flatnonzero(inside & outside))
+    tests = round(share * len(overlapping))
+    valids = round(valid * (len(overlapping) - tests))
+    part_of_user = np.full(users, TRAIN, np.uint8)
+    part_of_user[overlapping[:tests]] = TEST
+    part_of_user[overlapping[tests : tests + valids]] = VALID
+    part = np.where(events.domain == index, part_of_user[events.user], TRAIN)
+    params = {"target": target, "share": share, "seed": seed, "valid": valid, "overlapping_users": len(overlapping)}
+    return _made(events, part, COLD_USERS, params, {"valid": valid > 0, "test": True})
+
+
+def given(events: Events, part: Sequence[Any] | np.ndarray | pl.Series, candidates: dict[str, Candidates] | None = None) -> Split:
+    """The split that comes with the data.
+
+    Args:
+        events: the events.
+        part: (N,) names ``train``, ``valid``, ``test``, ``unused``, or their numbers 0 to 3.
+        candidates: given lists, under ``valid`` and ``test``.
+
+    Raises:
+        SplitError: another length, an unknown name, or no training events in a domain.
+    """
+    column = pl.Series("part", part)
+    if column.dtype.is_integer():
+        codes = column
+    else:
+        names = column.cast(pl.String)
+        unknown = names.filter(~names.is_in(PARTS).fill_null(False)).unique(maintain_order=True)
+        if len(unknown):
+            raise SplitError(f"part {unknown[0]!r}", f"one of {PARTS}", nearest(str(unknown[0]), PARTS))
+        codes = names.replace_strict(dict(zip(PARTS, range(len(PARTS)), strict=True)), return_dtype=pl.UInt8)
+    if codes.null_count() or len(codes) != len(events.user):
+        came = f"{len(codes):,} parts, {codes.null_count():,} of them null"
+        raise SplitError(came, f"{len(events.user):,}, none null", "give every event a part")
+    return _made(events, codes.to_numpy(), "given", {}, {"valid": False, "test": False}, candidates)
+
+
+def random(events: Events, valid: float = 0.1, test: float = 0.1, seed: int = 0) -> Split:
+    """Events drawn at random.
+
+    With times this lets training events come after the test events they help to predict, and says so in a
+    ``UserWarning``.
+
+    Args:
+        events: the events.
+        valid, test: shares of all events; 0 for no such part.
+        seed: draws the events.
+
+    Raises:
+        SplitError: a part asked for comes out empty, or a domain has no training events.
+    """
+    _check_shares(valid, test)
+    if events.time is not None:
+        message = "a random split of timed events trains on the future of its test events; global_time does not"
+        warnings.warn(message, UserWarning, stacklevel=2)
+    total = len(events.user)
+    order = np.random.default_rng(seed).permutation(total)
+    tests, valids = round(test * total), round(valid * total)
+    part = np.full(total, TRAIN, np.uint8)
+    part[order[:tests]] = TEST
+    part[order[tests : tests + valids]] = VALID
+    return _made(events, part, "random", {"valid": valid, "test": test, "seed": seed}, {"valid": valid > 0, "test": test > 0})
+
+
+def _made(
+    events: Events,
+    part: np.ndarray,
+    rule: str,
+    params: dict[str, Any],
+    wanted: dict[str, bool] | None = None,
+    candidates: dict[str, Candidates] | None = None,
+) -> Split:
+    """The split, checked: every part wanted (all, if not said) has events, every domain in use has training events."""
+    split = Split(part, rule, {**params, "events": _digest(events)}, candidates or {})
+    empty = [PARTS[code] for code in (TRAIN, VALID, TEST) if (wanted or {}).get(PARTS[code], True) and not (split.part == code).any()]
+    if empty:
+        raise SplitError(f"rule {rule!r} leaves {empty} without events", "events in every part", "use larger shares or another rule")
+    domains = len(events.schema.domains)
+    used = np.bincount(events.domain[split.part != UNUSED], minlength=domains)
+    trained = np.bincount(events.domain[split.part == TRAIN], minlength=domains)
+    untrained = [name for name, n, m in zip(events.schema.domain_names, used, trained, strict=True) if n and not m]
+    if untrained:
+        came = f"domains {untrained} have no training events"
+        raise SplitError(came, "training events in every domain", "use another rule, or drop these domains")
+    return split
+
+
+def _check_shares(valid: float, test: float) -> None:
+    if not (0 <= valid < 1 and 0 <= test < 1 and 0 < valid + test < 1):
+        raise SplitError(f"valid={valid}, test={test}", "shares that leave events for training and for another part", "correct them")
+
+
+def _digest(events: Events) -> str:
+    """16 hex digits over who met what, where and when."""
+    digest = hashlib.sha256()
+    for column in (events.user, events.item, events.domain, events.time):
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
