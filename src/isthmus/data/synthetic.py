@@ -16,8 +16,9 @@ nothing at all, neither ids nor fields nor popularity, tells one domain about an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,28 @@ class _Side:
 
 
 @dataclass(frozen=True, slots=True)
+class _Truth:
+    """Both sides, how far the users' tastes move within the world's time span, and the strength of the taste."""
+
+    users: _Side
+    items: _Side
+    drift: float
+    signal: float
+
+    def tastes(self, d: int, user: np.ndarray, moment: np.ndarray) -> np.ndarray:
+        """(B, K) factors at moments in [0, 1]: they turn from the first vector towards the second, keeping their length."""
+        angle = (0.5 * np.pi * self.drift * moment)[:, None]
+        taste = np.cos(angle) * self.users.factors[d, user] + np.sin(angle) * self.users.later[d, user]
+        return taste * (self.signal / np.sqrt(taste.shape[1]))
+
+    def utilities(self, d: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """(B, items of the domain) utilities."""
+        shown = self.items.members[d]
+        match = self.tastes(d, user, (time - START) / SPAN) @ self.items.factors[d, shown].T
+        return match + self.users.bias[d, user][:, None] + self.items.bias[d, shown]
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Events together with the truth behind them.
 
@@ -68,18 +91,13 @@ class World:
             in an implicit world the probability of the choice made.
         noisy_probability: (N,) float64, the same after flipping a share ``noise`` of the labels.
         intercept: (D,) logit offsets that give each domain its click rate; zeros in implicit worlds.
-        drift: how far the users' tastes move within the world's time span.
-        signal: standard deviation of the taste part of the utility.
     """
 
     events: Events
     probability: np.ndarray
     noisy_probability: np.ndarray
     intercept: np.ndarray
-    drift: float
-    signal: float
-    _users: _Side
-    _items: _Side
+    _truth: _Truth
 
     def best_auc(self, rows: np.ndarray | None = None) -> float:
         """Area under the ROC curve of the true probabilities on the logged labels: what no model beats but by luck.
@@ -111,10 +129,9 @@ class World:
         Returns:
             (B, items) float64; -inf for items that are not in the domain.
         """
-        items = self._items.members[domain]
         out = np.full((len(user), len(self.events.item_ids)), -np.inf)
-        moment = np.zeros(len(user)) if time is None else (time - START) / SPAN
-        out[:, items] = _utilities(self._users, self._items, domain, user, moment, self.drift, self.signal)
+        moments = np.full(len(user), START) if time is None else time
+        out[:, self._truth.items.members[domain]] = self._truth.utilities(domain, user, moments)
         return out
 
 
@@ -167,11 +184,17 @@ def make_world(
     if not all(0 < rate < 1 for rate in rates):
         raise ConfigError(f"click_rate={rates}", "numbers between 0 and 1, exclusive", "give a rate inside the range")
     rng = np.random.default_rng(seed)
-    user_side = _side(rng, n_users, user_overlap, relatedness, factors, USER_BIAS)
-    item_side = _side(rng, n_items, item_overlap, relatedness, factors, ITEM_BIAS)
-    draw = _impressions if label == "click" else _choices
-    parts = [draw(rng, user_side, item_side, d, n, rates[d], drift, signal) for d, n in enumerate(n_events)]
-    return _assemble(rng, names, parts, user_side, item_side, label, noise, drift, signal, features)
+    truth = _Truth(
+        _side(rng, n_users, user_overlap, relatedness, factors, USER_BIAS),
+        _side(rng, n_items, item_overlap, relatedness, factors, ITEM_BIAS),
+        drift,
+        signal,
+    )
+    if label == "click":
+        parts = [_impressions(rng, truth, d, n, rates[d]) for d, n in enumerate(n_events)]
+    else:
+        parts = [_choices(rng, truth, d, n) for d, n in enumerate(n_events)]
+    return _assemble(rng, names, parts, truth, label, noise, features)
 
 
 def demo_world(seed: int = 0) -> World:
@@ -242,20 +265,6 @@ def _side(rng: np.random.Generator, sizes: Sequence[int], overlap: float, relate
     )
 
 
-def _tastes(users: _Side, d: int, user: np.ndarray, moment: np.ndarray, drift: float) -> np.ndarray:
-    """(B, K) the users' factors at moments in [0, 1]: they turn from the first vector towards the second, keeping their length."""
-    angle = (0.5 * np.pi * drift * moment)[:, None]
-    return np.cos(angle) * users.factors[d, user] + np.sin(angle) * users.later[d, user]
-
-
-def _utilities(users: _Side, items: _Side, d: int, user: np.ndarray, moment: np.ndarray, drift: float, signal: float) -> np.ndarray:
-    """(B, items of the domain) utilities."""
-    shown = items.members[d]
-    scale = signal / np.sqrt(users.factors.shape[2])
-    taste = scale * (_tastes(users, d, user, moment, drift) @ items.factors[d, shown].T)
-    return taste + users.bias[d, user][:, None] + items.bias[d, shown]
-
-
 def _covering(rng: np.random.Generator, side: _Side, d: int, n: int) -> np.ndarray:
     """(n,) entities drawn by weight; when n allows it, each one at least once."""
     members = side.members[d]
@@ -269,14 +278,11 @@ def _covering(rng: np.random.Generator, side: _Side, d: int, n: int) -> np.ndarr
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]  # user, item, time, probability, intercept
 
 
-def _impressions(
-    rng: np.random.Generator, users: _Side, items: _Side, d: int, n: int, rate: float, drift: float, signal: float
-) -> _Part:
-    user, item = _covering(rng, users, d, n), _covering(rng, items, d, n)
+def _impressions(rng: np.random.Generator, truth: _Truth, d: int, n: int, rate: float) -> _Part:
+    user, item = _covering(rng, truth.users, d, n), _covering(rng, truth.items, d, n)
     time = START + rng.integers(0, SPAN, n)
-    taste = _tastes(users, d, user, (time - START) / SPAN, drift)
-    match = np.einsum("bk,bk->b", taste, items.factors[d, item]) * (signal / np.sqrt(taste.shape[1]))
-    utility = match + users.bias[d, user] + items.bias[d, item]
+    match = np.einsum("bk,bk->b", truth.tastes(d, user, (time - START) / SPAN), truth.items.factors[d, item])
+    utility = match + truth.users.bias[d, user] + truth.items.bias[d, item]
     intercept = _intercept(utility[:200_000], rate)
     return user, item, time, expit(intercept + utility), intercept
 
@@ -290,33 +296,36 @@ def _intercept(utility: np.ndarray, rate: float) -> float:
     return (low + high) / 2
 
 
-def _choices(
-    rng: np.random.Generator, users: _Side, items: _Side, d: int, n: int, rate: float, drift: float, signal: float
-) -> _Part:
+def _choices(rng: np.random.Generator, truth: _Truth, d: int, n: int) -> _Part:
     """Round j makes the j-th choice of every user who has one, among the items not chosen before."""
-    user, time = _covering(rng, users, d, n), START + rng.integers(0, SPAN, n)
+    user, time = _covering(rng, truth.users, d, n), START + rng.integers(0, SPAN, n)
     order = np.lexsort((time, user))
     user, time = user[order], time[order]
     first = np.searchsorted(user, user)
     turn = np.arange(n) - first
-    shown = items.members[d]
-    if turn.max() >= len(shown):
+    shown = truth.items.members[d]
+    most = int(turn.max()) + 1
+    if most > len(shown):
         raise ConfigError(
-            f"a user of domain {d} makes {turn.max() + 1} choices among {len(shown)} items", "fewer choices than items", "give fewer events"
+            f"a user of domain {d} makes {most} choices among {len(shown)} items", "at most one choice per item", "fewer events"
         )
     item, probability = np.empty(n, np.int64), np.empty(n)
-    by_turn = np.argsort(turn, kind="stable")
-    bounds = np.searchsorted(turn[by_turn], np.arange(turn.max() + 2))
-    step = max(1, CHUNK // len(shown))
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
-        for at in range(begin, end, step):
-            rows = by_turn[at : min(at + step, end)]
-            utility = _utilities(users, items, d, user[rows], (time[rows] - START) / SPAN, drift, signal)
-            _mask_chosen(utility, item, first[rows], int(turn[rows[0]]), shown)
-            pick = np.argmax(utility + rng.gumbel(size=utility.shape), axis=1)
-            item[rows] = shown[pick]
-            probability[rows] = np.exp(utility[np.arange(len(rows)), pick] - logsumexp(utility, axis=1))
+    for rows in _rounds(turn, max(1, CHUNK // len(shown))):
+        utility = truth.utilities(d, user[rows], time[rows])
+        _mask_chosen(utility, item, first[rows], int(turn[rows[0]]), shown)
+        pick = np.argmax(utility + rng.gumbel(size=utility.shape), axis=1)
+        item[rows] = shown[pick]
+        probability[rows] = np.exp(utility[np.arange(len(rows)), pick] - logsumexp(utility, axis=1))
     return user, item, time, probability, 0.0
+
+
+def _rounds(turn: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Rows of one turn, at most ``size`` at a time, turn after turn."""
+    order = np.argsort(turn, kind="stable")
+    bounds = np.searchsorted(turn[order], np.arange(turn.max() + 2))
+    for begin, end in pairwise(bounds):
+        for at in range(begin, end, size):
+            yield order[at : min(at + size, end)]
 
 
 def _mask_chosen(utility: np.ndarray, item: np.ndarray, first: np.ndarray, turns: int, shown: np.ndarray) -> None:
@@ -330,14 +339,13 @@ def _assemble(
     rng: np.random.Generator,
     names: list[str],
     parts: list[_Part],
-    users: _Side,
-    items: _Side,
+    truth: _Truth,
     label: Literal["click", "implicit"],
     noise: float,
-    drift: float,
-    signal: float,
     features: bool,
 ) -> World:
+    """The parts of all domains in order of time, as events and their truth."""
+    users, items = truth.users, truth.items
     user, item, time, probability = (np.concatenate([part[i] for part in parts]) for i in range(4))
     domain = np.repeat(np.arange(len(names)), [len(part[0]) for part in parts])
     order = np.argsort(time, kind="stable")
@@ -370,7 +378,7 @@ def _assemble(
         dropped={},
     )
     intercept = np.array([part[4] for part in parts])
-    return World(events, probability, noisy, intercept, drift, signal, users, items)
+    return World(events, probability, noisy, intercept, truth)
 
 
 def _ids(letter: str, n: int) -> pl.Series:

@@ -1,0 +1,120 @@
+"""MovieLens-1M: a million ratings with features of users and films; a domain is a genre, a gender or an age group.
+
+Original layout: ``ratings.dat``, ``users.dat`` and ``movies.dat``, columns separated by ``::``.  Parquet layout:
+``ratings.parquet`` (user_id, item_id, rating, timestamp), ``users.parquet`` (user_id, age, gender, occupation,
+zip_code) and ``items.parquet`` (item_id, movie_title, release_year, genre: names separated by blanks).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from isthmus.data.events import read_events
+from isthmus.data.sources._files import Loaded, find_file, find_folder, reading
+from isthmus.errors import ConfigError, SourceError, nearest
+from isthmus.schema import Field
+
+ORIGIN = "MovieLens 1M at the GroupLens site, grouplens.org/datasets/movielens/1m: ratings.dat, users.dat and movies.dat"
+
+DOMAINS = ("genre", "gender", "age")
+FIELDS = {"genre": ("gender", "age", "occupation"), "gender": ("age", "occupation"), "age": ("gender", "occupation")}
+
+
+def load(
+    path: str | Path | None = None, *, domain: Literal["genre", "gender", "age"] = "genre", label: Literal["rating", "click"] = "rating"
+) -> Loaded:
+    """Timed ratings (unix seconds).
+
+    Args:
+        path: the folder, original or parquet; None searches ``$ISTHMUS_DATA`` for ``movielens``, ``ml-1m`` or ``ml1m``.
+        domain: ``genre`` (a film's first genre), or the user's ``gender`` or ``age`` group.
+        label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 4 or more.
+
+    Returns:
+        Events; users have the fields gender, age and occupation (without the one that is the domain), items
+        genres (multi-valued) and release_year (categorical).
+
+    Raises:
+        SourceError: a file is missing or damaged.
+        ConfigError: an unknown domain or label.
+    """
+    for name, value, known in (("domain", domain, DOMAINS), ("label", label, ("rating", "click"))):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r}", f"one of {', '.join(known)}", nearest(str(value), known))
+    folder = find_folder(path, ("movielens", "ml-1m", "ml1m"), ORIGIN)
+    ratings, users, items = _original(folder) if (folder / "ratings.dat").is_file() else _parquet(folder)
+    frame = ratings.join(_domains(domain, users, items), on="item" if domain == "genre" else "user", how="left", maintain_order="left")
+    unknown = frame["domain"].null_count()
+    value = pl.col("rating") >= 4 if label == "click" else pl.col("rating")
+    events = read_events(
+        frame.drop_nulls("domain").with_columns(label=value.cast(pl.Float32)),
+        user="user",
+        item="item",
+        domain="domain",
+        time="time",
+        label="label",
+        label_kind=label,
+        users=users.with_columns(pl.col("age").cast(pl.String), pl.col("occupation").cast(pl.String)),
+        user_id="user",
+        user_fields=FIELDS[domain],
+        items=items,
+        item_id="item",
+        item_fields=(Field("genres", "multi"), "release_year"),
+    )
+    if unknown:
+        events.dropped[f"ratings without a {domain}"] = unknown
+    return Loaded(events)
+
+
+def _domains(domain: str, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    if domain == "genre":
+        return items.select("item", domain=pl.col("genres").list.first())
+    return users.select("user", domain=pl.col(domain).cast(pl.String))
+
+
+def _parquet(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Ratings (user, item, rating, time), users (user, gender, age, occupation), items (item, genres, release_year)."""
+    tables = []
+    for name in ("ratings", "users", "items"):
+        file = find_file(folder, [f"{name}.parquet"], ORIGIN)
+        with reading(file):
+            tables.append(pl.read_parquet(file))
+    with reading(folder):
+        ratings = tables[0].select("rating", user="user_id", item="item_id", time="timestamp")
+        users = tables[1].select("gender", "age", "occupation", user="user_id")
+        items = tables[2].select(pl.col("release_year").cast(pl.String), item="item_id", genres=pl.col("genre").str.split(" "))
+    return ratings, users, items
+
+
+def _original(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    ratings = _lines(folder, "ratings.dat", ("user", "item", "rating", "time"))
+    users = _lines(folder, "users.dat", ("user", "gender", "age", "occupation", "zip"))
+    films = _lines(folder, "movies.dat", ("item", "title", "genres"))
+    with reading(folder / "ratings.dat"):
+        ratings = ratings.with_columns(pl.all().cast(pl.Int64))
+    with reading(folder / "users.dat"):
+        users = users.with_columns(pl.col("user").cast(pl.Int64))
+    with reading(folder / "movies.dat"):
+        items = films.select(
+            pl.col("item").cast(pl.Int64),
+            genres=pl.col("genres").str.split("|"),
+            release_year=pl.col("title").str.extract(r"\((\d{4})\)\s*$"),
+        )
+    return ratings, users, items
+
+
+def _lines(folder: Path, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    """A file whose columns are separated by ``::``."""
+    file = find_file(folder, [name], ORIGIN)
+    with reading(file):
+        text = pl.read_csv(
+            file, has_header=False, separator="\x01", quote_char=None, encoding="latin-1", new_columns=["line"], infer_schema=False
+        )
+    table = text["line"].str.split_exact("::", len(columns) - 1).struct.rename_fields(list(columns)).struct.unnest()
+    short = table.filter(pl.col(columns[-1]).is_null())
+    if len(short):
+        raise SourceError(f"{file} has a line with too few columns: {short.row(0)}", "::".join(columns), f"get the data again: {ORIGIN}")
+    return table
