@@ -1,0 +1,252 @@
+"""Layers that hold one copy per domain; rows arrive ordered by domain and meet their own copy only.
+
+``offsets`` are D + 1 integers: domain d has rows ``offsets[d]:offsets[d + 1]``.  Nothing here computes a row in
+another domain's copy, and an absent domain gets an exact zero gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isthmus.layers.mlp import MLP
+
+Offsets = Sequence[int]
+
+
+def slices(offsets: Offsets) -> Iterator[tuple[int, int, int]]:
+    """(domain, start, end) of every domain that has rows."""
+    for domain, (start, end) in enumerate(itertools.pairwise(offsets)):
+        if end > start:
+            yield domain, start, end
+
+
+class _Grouped(torch.autograd.Function):
+    """One matrix product per non-empty slice, into storage made once: no graph node per domain."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.offsets, ctx.has_bias = offsets, bias is not None
+        out = x.new_empty(x.shape[0], weight.shape[1])
+        for d, a, b in slices(offsets):
+            if bias is None:
+                torch.mm(x[a:b], weight[d].T, out=out[a:b])
+            else:
+                torch.addmm(bias[d], x[a:b], weight[d].T, out=out[a:b])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
+        dw = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
+        db = weight.new_zeros(weight.shape[:2]) if ctx.has_bias and ctx.needs_input_grad[3] else None
+        for d, a, b in slices(ctx.offsets):
+            if dx is not None:
+                torch.mm(grad[a:b], weight[d], out=dx[a:b])
+            if dw is not None:
+                torch.mm(grad[a:b].T, x[a:b], out=dw[d])
+            if db is not None:
+                torch.sum(grad[a:b], 0, out=db[d])
+        return dx, None, dw, db
+
+
+def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Every domain's rows through its own linear layer.
+
+    Args:
+        x: (N, in), rows ordered by domain.
+        offsets: D + 1 bounds.
+        weight: (D, out, in).
+        bias: (D, out) or None.
+
+    Returns:
+        (N, out).
+    """
+    return cast("Tensor", _Grouped.apply(x, tuple(offsets), weight, bias))
+
+
+class DomainLinear(nn.Module):
+    """A linear layer per domain: one stacked weight (D, out, in).
+
+    Args:
+        n: number of domains.
+        width: of the input.
+        out: of the output.
+        bias: with a bias per domain.
+    """
+
+    def __init__(self, n: int, width: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)  # as nn.Linear starts
+        self.weight = nn.Parameter(torch.empty(n, out, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n, out).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
+        """(N, in) -> (N, out)."""
+        return grouped_linear(x, offsets, self.weight, self.bias)
+
+    def specialise(self, domain: int) -> nn.Linear:
+        """Domain ``domain``'s layer alone, on a copy of its weights."""
+        _, out, width = self.weight.shape
+        plain = nn.Linear(width, out, bias=self.bias is not None)
+        with torch.no_grad():
+            plain.weight.copy_(self.weight[domain])
+            if self.bias is not None:
+                plain.bias.copy_(self.bias[domain])
+        return plain
+
+
+class DomainBatchNorm(nn.Module):
+    """Batch normalisation with statistics of each domain's own rows (DSBN, Chang et al. 2019).
+
+    A domain with no row in the batch is untouched.  One row has no variance: it is normalised with the running
+    statistics and does not move them.
+
+    Args:
+        n: number of domains.
+        width: of the input.
+        affine: a gain and an offset per domain.
+        momentum: weight of the new batch in the running statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, n: int, width: int, *, affine: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(n, width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(n, width)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(n, width))
+        self.register_buffer("running_var", torch.ones(n, width))
+
+    def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
+        """(N, width) -> (N, width)."""
+        parts = [self._one(x[a:b], d) for d, a, b in slices(offsets)]
+        return torch.cat(parts) if parts else x
+
+    def _one(self, x: Tensor, d: int) -> Tensor:
+        weight, bias = (None, None) if self.weight is None or self.bias is None else (self.weight[d], self.bias[d])
+        own = self.training and x.shape[0] > 1
+        return F.batch_norm(x, self.running_mean[d], self.running_var[d], weight, bias, own, self.momentum, self.eps)
+
+    def specialise(self, domain: int) -> nn.BatchNorm1d:
+        """Domain ``domain``'s norm alone, on copies, in evaluation mode."""
+        plain = nn.BatchNorm1d(self.running_mean.shape[1], eps=self.eps, momentum=self.momentum, affine=self.weight is not None)
+        with torch.no_grad():
+            if self.weight is not None and self.bias is not None:
+                plain.weight.copy_(self.weight[domain])
+                plain.bias.copy_(self.bias[domain])
+        plain.running_mean = self.running_mean[domain].clone()
+        plain.running_var = self.running_var[domain].clone()
+        return plain.eval()
+
+
+class DomainMLP(nn.Module):
+    """An MLP per domain, as stacked layers.
+
+    Args:
+        n: number of domains.
+        width: of the input.
+        hidden: widths of the hidden layers.
+        out: width of the output; None: the last hidden layer's activation is the output.
+        dropout: share of activations dropped in training.
+        norm: batch norm per domain after each hidden layer.  A choice with a cost in quality where a domain is
+            small: its statistics come from its own few rows.
+    """
+
+    def __init__(self, n: int, width: int, hidden: Sequence[int], *, out: int | None = 1, dropout: float = 0.0, norm: bool = False) -> None:
+        super().__init__()
+        widths = [width, *hidden]
+        self.layers = nn.ModuleList(DomainLinear(n, i, o) for i, o in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(DomainBatchNorm(n, o) for o in hidden) if norm else None
+        self.dropout = dropout
+        self.last = None if out is None else DomainLinear(n, widths[-1], out)
+        self.width = widths[-1] if out is None else out
+
+    def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
+        """(N, width) -> (N, out or last hidden width)."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, offsets)
+            if self.norms is not None:
+                x = self.norms[i](x, offsets)
+            x = F.dropout(x.relu(), self.dropout, self.training)
+        return x if self.last is None else self.last(x, offsets)
+
+    def specialise(self, domain: int) -> MLP:
+        """Domain ``domain``'s MLP alone, on copies of its weights."""
+        hidden = [cast("DomainLinear", layer).weight.shape[1] for layer in self.layers]
+        width = cast("DomainLinear", [*self.layers, self.last][0]).weight.shape[2]
+        out = None if self.last is None else self.last.weight.shape[1]
+        plain = MLP(width, hidden, dropout=self.dropout, norm=None if self.norms is None else "batch", out=out)
+        linear = [cast("DomainLinear", m).specialise(domain) for m in [*self.layers, *([self.last] if self.last is not None else [])]]
+        norms = [] if self.norms is None else [cast("DomainBatchNorm", m).specialise(domain) for m in self.norms]
+        for kind, found in ((nn.Linear, linear), (nn.BatchNorm1d, norms)):
+            places = [m for m in plain.layers if isinstance(m, kind)]
+            for place, one in zip(places, found, strict=True):
+                place.load_state_dict(one.state_dict())
+        return plain.train(self.training)
+
+
+class PerDomain(nn.Module):
+    """A copy of any module per domain, each run on its own contiguous slice.
+
+    Args:
+        n: number of domains.
+        make: makes one copy; must map (N, in) to (N, out).
+    """
+
+    def __init__(self, n: int, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.copies = nn.ModuleList(make() for _ in range(n))
+
+    def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
+        """(N, in) -> (N, out)."""
+        parts = [self.copies[d](x[a:b]) for d, a, b in slices(offsets)]
+        return torch.cat(parts) if parts else self.copies[0](x)
+
+    def specialise(self, domain: int) -> nn.Module:
+        """Domain ``domain``'s copy alone."""
+        return self.copies[domain]
+
+
+class Experts(nn.Module):
+    """E MLPs of one shape on the same rows, as batched matrix products.
+
+    Args:
+        n: number of experts.
+        width: of the input.
+        hidden: widths of their layers; the last one is the output.
+        dropout: share of activations dropped in training.
+    """
+
+    def __init__(self, n: int, width: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = [width, *hidden]
+        self.n, self.dropout, self.width = n, dropout, widths[-1]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for i, o in itertools.pairwise(widths):
+            bound = 1 / math.sqrt(i)
+            self.weights.append(nn.Parameter(torch.empty(n, o, i).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(n, o).uniform_(-bound, bound)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width) -> (N, E, last hidden width)."""
+        first, *rest = zip(self.weights, self.biases, strict=True)
+        # every expert reads the same rows: the first layer is one wide product
+        h = F.linear(x, first[0].flatten(0, 1), first[1].flatten()).view(x.shape[0], self.n, -1)
+        h = F.dropout(h.relu(), self.dropout, self.training)
+        for weight, bias in rest:
+            h = torch.baddbmm(bias[:, None], h.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+            h = F.dropout(h.relu(), self.dropout, self.training)
+        return h

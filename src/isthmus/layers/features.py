@@ -1,0 +1,233 @@
+"""``EntityFields`` and ``Inputs``: the one door from ids to vectors.
+
+A batch holds ids.  What is known of a user or an item (its fields) lies in coded tables inside the model, so
+candidates, histories, negatives and whole catalogues become vectors through the same call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isthmus.batch import Batch
+from isthmus.errors import ConfigError
+from isthmus.layers.table import Table
+from isthmus.schema import PADDING, UNKNOWN, Entity, Field, Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset, EntityTable
+
+LATE_BUFFERS = ("multi_offsets", "multi_rows")  # as long as the data are: a loaded state sets their size
+
+
+class EntityFields(nn.Module):
+    """Ids of one entity -> the vectors of the id and of all its fields.
+
+    The id and every categorical and multi-valued field share ONE table, so that a lookup is one gather.  An id
+    that training never saw (code >= ``entity.trained``) takes the id vector of "unknown" and keeps its own fields.
+
+    Args:
+        entity: with its sizes.
+        dim: width of a vector.
+        id_dropout: share of ids replaced by "unknown" in training: this is what trains the unknown id.
+
+    Shapes:
+        fields: 1 + len(entity.fields); the id first, then categorical, multi-valued and numeric fields.
+    """
+
+    field_rows: Tensor
+    numeric: Tensor
+    multi_offsets: Tensor
+    multi_rows: Tensor
+
+    def __init__(self, entity: Entity, dim: int, *, id_dropout: float = 0.05) -> None:
+        super().__init__()
+        if entity.size == 0:
+            raise ConfigError(f"{entity.name} has no size", "the schema of an encoded data set", "use dataset.schema")
+        self.entity, self.dim, self.id_dropout = entity, dim, id_dropout
+        kinds = {kind: [f for f in entity.fields if f.kind == kind] for kind in ("categorical", "multi", "numeric")}
+        self.categorical, self.multi, numeric = kinds["categorical"], kinds["multi"], kinds["numeric"]
+        self.fields = 1 + len(entity.fields)
+        self.starts, rows = _starts([*self.categorical, *self.multi], entity.trained)
+        self.table = Table(rows, dim)
+        self.slope = nn.Parameter(torch.randn(len(numeric), dim) * 0.1) if numeric else None
+        self.missing = nn.Parameter(torch.zeros(len(numeric), dim)) if numeric else None
+        self.register_buffer("field_rows", torch.zeros(entity.size, len(self.categorical), dtype=torch.int32))
+        self.register_buffer("numeric", torch.full((entity.size, len(numeric)), torch.nan))
+        self.register_buffer("multi_offsets", torch.zeros(len(self.multi), entity.size + 1, dtype=torch.int64))
+        self.register_buffer("multi_rows", torch.zeros(0, dtype=torch.int32))
+
+    def fill(self, table: EntityTable) -> None:
+        """Takes over a data set's coded table (training part's codes; numbers already standardised)."""
+        if self.categorical:
+            codes = torch.from_numpy(table.categorical.astype("int64"))
+            starts = torch.tensor(self.starts[: len(self.categorical)])
+            self.field_rows.copy_(torch.where(codes == PADDING, PADDING, codes + starts))
+        if self.slope is not None:
+            self.numeric.copy_(torch.from_numpy(table.numeric))
+        flat, bounds, done = [], [], 0
+        for field, start in zip(self.multi, self.starts[len(self.categorical) :], strict=True):
+            offsets, codes = table.multi[field.name]
+            bounds.append(torch.from_numpy(offsets.astype("int64")) + done)
+            flat.append(torch.from_numpy(codes.astype("int32")) + start)
+            done += len(codes)
+        if flat:
+            self.multi_offsets = torch.stack(bounds).to(self.multi_offsets.device)
+            self.multi_rows = torch.cat(flat).to(self.multi_rows.device)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Codes (...) -> (..., fields, dim); padding gives zeros throughout."""
+        parts = [self.table(self._rows(ids))]
+        if self.multi:
+            parts.append(self._multi(ids))
+        if self.slope is not None:
+            parts.append(self._numeric(ids))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+    def mean(self, ids: Tensor) -> Tensor:
+        """Codes (B, L) -> (B, fields, dim), the mean over what is not padding; zeros when all is."""
+        bags = self._rows(ids).transpose(1, 2)  # (B, 1 + categorical, L)
+        flat = F.embedding_bag(bags.flatten(0, 1), self.table.weight, mode="mean", padding_idx=0, sparse=self.table.sparse)
+        parts = [flat.view(*bags.shape[:2], self.dim)]
+        if self.multi or self.slope is not None:
+            late = [self._multi(ids)] * bool(self.multi) + ([self._numeric(ids)] if self.slope is not None else [])
+            count = (ids != PADDING).sum(1).clamp_min(1)
+            parts.append(torch.cat(late, -2).sum(1) / count[:, None, None])
+        return torch.cat(parts, -2)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., 1 + categorical) rows of the table."""
+        known = torch.where(ids < self.entity.trained, ids, UNKNOWN)
+        if self.training and self.id_dropout > 0:
+            dropped = (torch.rand(ids.shape, device=ids.device) < self.id_dropout) & (ids != PADDING)
+            known = known.masked_fill(dropped, UNKNOWN)
+        return torch.cat([known[..., None], self.field_rows[ids].long()], -1) if self.categorical else known[..., None]
+
+    def _numeric(self, ids: Tensor) -> Tensor:
+        """value * slope, or the field's "missing" vector; (..., numeric fields, dim)."""
+        assert self.slope is not None
+        assert self.missing is not None
+        value = self.numeric[ids][..., None]
+        vector = torch.where(value.isnan(), self.missing, value.nan_to_num() * self.slope)
+        return vector * (ids != PADDING)[..., None, None]
+
+    def _multi(self, ids: Tensor) -> Tensor:
+        """Mean of the vectors of a field's codes; (..., multi-valued fields, dim)."""
+        flat = ids.flatten()
+        found = []
+        for offsets in self.multi_offsets:
+            start, length = offsets[flat], offsets[flat + 1] - offsets[flat]
+            first = length.cumsum(0) - length
+            place = torch.arange(int(length.sum()), device=ids.device) + (start - first).repeat_interleave(length)
+            rows = self.multi_rows[place].long()
+            found.append(F.embedding_bag(rows, self.table.weight, first, mode="mean", sparse=self.table.sparse))
+        return torch.stack(found, 1).view(*ids.shape, len(found), self.dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in LATE_BUFFERS:
+            if prefix + name in state_dict:
+                old = self.get_buffer(name)
+                self._buffers[name] = torch.empty_like(state_dict[prefix + name], device=old.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ContextFields(nn.Module):
+    """The event's own fields -> their vectors, one table for all codes.
+
+    Args:
+        fields: with their sizes.
+        dim: width of a vector.
+    """
+
+    def __init__(self, fields: tuple[Field, ...], dim: int) -> None:
+        super().__init__()
+        self.coded = [f for f in fields if f.kind != "numeric"]
+        self.numbers = [f for f in fields if f.kind == "numeric"]
+        self.starts, rows = _starts(self.coded, 1)
+        self.table = Table(rows, dim)
+        self.slope = nn.Parameter(torch.randn(len(self.numbers), dim) * 0.1) if self.numbers else None
+        self.missing = nn.Parameter(torch.zeros(len(self.numbers), dim)) if self.numbers else None
+
+    def forward(self, context: dict[str, Tensor]) -> Tensor:
+        """{field: (B,) or (B, M)} -> (B, fields, dim)."""
+        parts = []
+        for field, start in zip(self.coded, self.starts, strict=True):
+            codes = context[field.name]
+            codes = codes[:, None] if codes.dim() == 1 else codes
+            rows = torch.where(codes == PADDING, PADDING, codes + start)
+            parts.append(F.embedding_bag(rows, self.table.weight, mode="mean", padding_idx=0, sparse=self.table.sparse))
+        for i, field in enumerate(self.numbers):
+            assert self.slope is not None
+            assert self.missing is not None
+            value = context[field.name][:, None]
+            parts.append(torch.where(value.isnan(), self.missing[i], value.nan_to_num() * self.slope[i]))
+        return torch.stack(parts, 1)
+
+
+class Inputs(nn.Module):
+    """What every ranking network reads: user, item, context, domain and history as one vector per candidate.
+
+    The user side is computed once per row and meets the candidates late.  Besides the fields themselves the
+    candidate is multiplied by the mean of the history and by the user's id vector (elementwise): what a plain
+    MLP would have to learn the hard way.
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of a field's vector.
+        id_dropout: see ``EntityFields``.
+        history: read the row's own domain's history.
+        cross_history: read the history in the other domains.
+
+    Attributes:
+        width: of the output.
+    """
+
+    def __init__(self, schema: Schema, dim: int, *, id_dropout: float = 0.05, history: bool = True, cross_history: bool = False) -> None:
+        super().__init__()
+        self.user = EntityFields(schema.user, dim, id_dropout=id_dropout)
+        self.item = EntityFields(schema.item, dim, id_dropout=id_dropout)
+        self.domain = Table(len(schema.domains) + 1, dim, std=0.1)
+        self.context = ContextFields(schema.context, dim) if schema.context else None
+        self.histories = [name for name, read in (("history", history), ("cross_history", cross_history)) if read]
+        pooled = self.item.fields * dim
+        self.width = (
+            (self.user.fields + self.item.fields + 1 + len(schema.context)) * dim  # fields, domain, context
+            + dim  # user id x item id
+            + len(self.histories) * (2 * pooled + 1)  # mean, mean x candidate, log length
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, C, width)."""
+        user, item = self.user(batch.user), self.item(batch.item)
+        rows = [user.flatten(1), self.domain(batch.domain + 1)]
+        if self.context is not None:
+            rows.append(self.context(batch.context).flatten(1))
+        candidate = item.flatten(2)
+        products = [user[:, None, 0] * item[:, :, 0]]
+        for name in self.histories:
+            ids = getattr(batch, name)
+            mean = self.item.mean(ids).flatten(1)
+            length = (ids != PADDING).sum(1, keepdim=True)
+            rows += [mean, length.to(mean.dtype).log1p() * 0.25]  # about 0..1 for up to 50 events
+            products.append(mean[:, None] * candidate)
+        row = torch.cat(rows, 1)[:, None].expand(-1, batch.item.shape[1], -1)
+        return torch.cat([row, candidate, *products], 2)
+
+
+def fill_tables(model: nn.Module, dataset: Dataset) -> None:
+    """Hands the data set's coded tables to every ``EntityFields`` of a model."""
+    for module in model.modules():
+        if isinstance(module, EntityFields):
+            module.fill(dataset.user_table if module.entity.name == "user" else dataset.item_table)
+
+
+def _starts(fields: list[Field], first: int) -> tuple[list[int], int]:
+    """Where each field's codes begin in a shared table, and its number of rows."""
+    starts, rows = [], first
+    for field in fields:
+        starts.append(rows)
+        rows += field.size
+    return starts, rows

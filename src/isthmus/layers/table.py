@@ -1,0 +1,157 @@
+"""``Table``: an embedding table that is read and updated by the rows a batch touches, and its optimisers.
+
+A dense optimiser sweeps the whole table at every step, whatever the batch: its cost grows with the number of
+ids.  A large table here has sparse gradients, and its optimiser touches the rows of the batch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isthmus.errors import ConfigError, nearest
+
+DENSE_LIMIT = 65_536  # numbers; a table up to this size is swept as fast as it is looked up
+TABLE_LR = 4e-2  # row-wise Adagrad's rate: needs to be far above Adam's to reach the same quality
+LAZY_ADAM_FACTOR = 4.0  # lazy Adam's rate over dense Adam's: its moments move only when a row is touched
+TABLE_OPTIMISERS = ("auto", "adagrad", "adam", "dense")
+
+
+class Table(nn.Module):
+    """Rows of embeddings; row 0 is padding and stays zero.
+
+    Args:
+        rows: number of codes, padding included.
+        dim: width of a row.
+        std: standard deviation of the start.
+        sparse: gradients by touched rows; None: when rows * dim > DENSE_LIMIT.
+    """
+
+    def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
+        super().__init__()
+        self.sparse = rows * dim > DENSE_LIMIT if sparse is None else sparse
+        self.weight = nn.Parameter(torch.randn(rows, dim) * std)
+        with torch.no_grad():
+            self.weight[:1] = 0.0
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes (...) int64 -> (..., dim); code 0 gives zeros and never learns."""
+        return F.embedding(codes, self.weight, padding_idx=0, sparse=self.sparse)
+
+    def extra_repr(self) -> str:
+        rows, dim = self.weight.shape
+        return f"{rows}, {dim}, sparse={self.sparse}"
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """Adagrad with one accumulator per row: a table's optimiser state is 1/dim of the table.
+
+    For every touched row i with gradient g:  s_i += mean(g^2);  w_i -= lr * g / (sqrt(s_i) + eps).
+    (Duchi et al. 2011, with the accumulator averaged over the row as in DLRM.)
+
+    Args:
+        params: two-dimensional parameters; sparse and dense gradients both work.
+        lr: learning rate.
+        eps: added to the root.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float = TABLE_LR, eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates the rows that have a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group["lr"], group["eps"])
+        return loss
+
+    def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float) -> None:
+        state = self.state[weight]
+        if not state:
+            state["sum"] = torch.zeros(weight.shape[0], device=weight.device)
+        total = state["sum"]
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            rows, values = grad.indices()[0], grad.values()
+            seen = total[rows] + values.square().mean(1)
+            total[rows] = seen
+            weight.index_add_(0, rows, values * (-lr / (seen.sqrt() + eps))[:, None])
+        else:
+            total += grad.square().mean(1)
+            weight.addcmul_(grad, (-lr / (total.sqrt() + eps))[:, None])
+
+
+def optimisers(
+    model: nn.Module,
+    lr: float,
+    table_lr: float | None = None,
+    table_optimiser: str = "auto",
+    weight_decay: float = 0.0,
+    weights: Iterable[nn.Parameter] | None = None,
+) -> tuple[list[torch.optim.Optimizer], list[str]]:
+    """The optimisers of a model: one for its large tables, one for all the rest.
+
+    Args:
+        model: its ``Table`` modules with sparse gradients are the large tables.
+        lr: rate of Adam(W) for everything else, small tables included.
+        table_lr: rate for large tables; None: 4e-2 for row-wise Adagrad, 4 x lr for lazy Adam.
+        table_optimiser: ``auto`` and ``adagrad``: row-wise Adagrad; ``adam``: lazy Adam (torch's SparseAdam);
+            ``dense``: every table dense with Adam.
+        weight_decay: decoupled, for matrices outside tables only: never sweeps a table.
+        weights: train only these; None: all that want a gradient.
+
+    Returns:
+        The optimisers, and a line of text for each table and for the rest.
+
+    Raises:
+        ConfigError: no such table optimiser.
+    """
+    if table_optimiser not in TABLE_OPTIMISERS:
+        hint = nearest(table_optimiser, TABLE_OPTIMISERS)
+        raise ConfigError(f"table optimiser {table_optimiser!r}", f"one of {TABLE_OPTIMISERS}", hint)
+    wanted = {id(p) for p in (model.parameters() if weights is None else weights) if p.requires_grad}
+    tables: dict[int, nn.Parameter] = {}
+    lines: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Table) and id(module.weight) in wanted:
+            if table_optimiser == "dense":
+                module.sparse = False
+            rows, dim = module.weight.shape
+            kind = _table_optimiser(table_optimiser) if module.sparse else "dense, Adam"
+            lines.append(f"table {name}: {rows:,} x {dim}, {kind}")
+            if module.sparse:
+                tables[id(module.weight)] = module.weight
+    rest = [p for p in model.parameters() if id(p) in wanted and id(p) not in tables]
+    found: list[torch.optim.Optimizer] = []
+    if tables:
+        found.append(_for_tables(list(tables.values()), table_optimiser, lr, table_lr))
+    if rest:
+        found.append(_for_rest(model, rest, lr, weight_decay))
+        lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, Adam, lr {lr:g}, weight decay {weight_decay:g}")
+    return found, lines
+
+
+def _table_optimiser(name: str) -> str:
+    return "lazy Adam" if name == "adam" else "row-wise Adagrad"
+
+
+def _for_tables(weights: list[nn.Parameter], name: str, lr: float, table_lr: float | None) -> torch.optim.Optimizer:
+    if name == "adam":
+        return torch.optim.SparseAdam(weights, lr=LAZY_ADAM_FACTOR * lr if table_lr is None else table_lr)
+    return RowwiseAdagrad(weights, lr=TABLE_LR if table_lr is None else table_lr)
+
+
+def _for_rest(model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW; decay reaches matrices alone: neither tables nor biases, gains and gates' offsets."""
+    small = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
+    decayed = [p for p in weights if p.dim() > 1 and id(p) not in small]
+    plain = [p for p in weights if p.dim() <= 1 or id(p) in small]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=weights[0].device.type in ("cpu", "cuda"))

@@ -1,0 +1,112 @@
+"""The command line as a user meets it: real processes, exit codes, messages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from isthmus.cli import _settings
+from isthmus.data.synthetic import make_world
+from isthmus.errors import ConfigError
+
+COMMANDS = ("demo", "doctor", "prepare", "fit", "compare", "score", "measure", "report", "models")
+
+
+def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
+    """Runs the command; returns what it printed (errors too) and checks its exit code."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "isthmus.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    assert done.returncode == ok, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = make_world(domains=2, users=120, items=60, events=1500, relatedness=0.9, seed=1)
+    path = tmp_path_factory.mktemp("own") / "events.parquet"
+    columns = {"user": "uid", "item": "iid", "domain": "market", "time": "ts", "label": "click"}
+    world.events.frame().rename(columns).select(columns.values()).write_parquet(path)
+    return path
+
+
+OWN = ("--user", "uid", "--item", "iid", "--domain", "market", "--time", "ts", "--label", "click")
+
+
+def test_help_names_every_command_and_stays_light() -> None:
+    text = isthmus("--help")
+    for command in COMMANDS:
+        assert command in text
+    code = "import sys, isthmus.cli; print([m for m in ('torch', 'polars', 'numpy', 'scipy', 'matplotlib', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_with_an_example(command: str) -> None:
+    assert "Example" in isthmus(command, "--help")
+
+
+def test_wrong_use_exits_with_2(events: Path, tmp_path: Path) -> None:
+    isthmus("frobnicate", ok=2)
+    assert "did you mean 'uid'" in isthmus("doctor", events, "--user", "uidd", *OWN[2:], ok=1)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('nmae = "x"')
+    assert "did you mean 'name'" in isthmus("compare", recipe, ok=2)
+    assert "missing" in isthmus("compare", tmp_path / "none.toml", ok=2)
+
+
+def test_a_missing_and_a_truncated_file(events: Path, tmp_path: Path) -> None:
+    assert "none.parquet" in isthmus("doctor", tmp_path / "none.parquet", *OWN, ok=1)
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(events.read_bytes()[:2000])
+    assert "cut.parquet" in isthmus("prepare", cut, *OWN, "-o", tmp_path / "data", ok=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.parquet"]
+
+
+def test_models_and_doctor_as_json(events: Path) -> None:
+    names = {row["name"] for row in json.loads(isthmus("models", "--json"))}
+    assert {"popularity", "item_knn", "ease", "mf", "dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "star"} <= names
+    isthmus("models")
+    assert json.loads(isthmus("doctor", events, *OWN, "--json"))
+    assert "overlap" in isthmus("doctor", events, *OWN).lower()
+
+
+def test_the_walk_step_by_step(events: Path, tmp_path: Path) -> None:
+    isthmus("prepare", events, *OWN, "-o", "data", cwd=tmp_path)
+    assert "exists already" in isthmus("prepare", events, *OWN, "-o", "data", cwd=tmp_path, ok=1)
+    isthmus("fit", "data", "--model", "dnn", "-o", "run", "--epochs", 2, "--set", "dim=4", "--set", "lr=2e-3", cwd=tmp_path)
+    assert "did you mean 'hidden'" in isthmus("fit", "data", "-m", "dnn", "-o", "run2", "--set", "hiden=[8]", cwd=tmp_path, ok=2)
+    isthmus("score", "run", "--data", "data", "-o", "scores.parquet", cwd=tmp_path)
+    assert "auc" in isthmus("measure", "scores.parquet", "--metric", "auc", "-o", "measures.parquet", cwd=tmp_path)
+    assert pl.read_parquet(tmp_path / "measures.parquet")["metric"].to_list()[0] == "auc"
+
+
+def test_compare_own_file_twice_runs_nothing_again(events: Path, tmp_path: Path) -> None:
+    arguments = ("compare", events, *OWN, "--model", "popularity", "--model", "dnn", "--seeds", 1, "-o", "out")
+    first = isthmus(*arguments, cwd=tmp_path)
+    assert "done before" not in first
+    assert "ledger" in first
+    marks = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("part.json")}
+    second = isthmus(*arguments, cwd=tmp_path)
+    assert second.count("done before") == len(marks) == 3
+    assert marks == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("part.json")}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "dnn (single-domain)" in isthmus("report", "out", cwd=tmp_path)
+
+
+def test_settings_are_read_as_values() -> None:
+    assert _settings(["lr=2e-3", "experts=8", "hidden=[8, 4]", "sampler=uniform"]) == {
+        "lr": 2e-3,
+        "experts": 8,
+        "hidden": [8, 4],
+        "sampler": "uniform",
+    }
+    with pytest.raises(ConfigError, match="name=value"):
+        _settings(["lr"])
