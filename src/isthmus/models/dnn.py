@@ -1,0 +1,46 @@
+"""DNN: one network for all rows, with nothing that knows the domains apart but their embedding.
+
+Covington, Adams, Sargin: Deep Neural Networks for YouTube Recommendations, RecSys 2016 (the ranking network:
+embedded ids, averaged watches, an MLP).  Trained on one domain it is the single-domain control; trained on all of
+them it is the "mixed" baseline of the multi-domain papers.
+
+Deviation: the candidate also meets the averaged history by an elementwise product (see ``Inputs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from isthmus.batch import Batch, Needs, Output
+from isthmus.layers.features import Inputs
+from isthmus.layers.mlp import MLP
+from isthmus.model import Model
+from isthmus.schema import Schema
+
+
+class DNN(Model):
+    """Embeddings, concatenation, MLP.
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of a field's vector.
+        hidden: widths of the hidden layers.
+        dropout: share of activations dropped in training.
+        id_dropout: share of ids replaced by "unknown" in training.
+    """
+
+    needs: ClassVar[Needs] = Needs(history=True, context=True)
+    paper: ClassVar[str] = "Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016"
+
+    def __init__(
+        self, schema: Schema, *, dim: int = 16, hidden: Sequence[int] = (128, 64), dropout: float = 0.0, id_dropout: float = 0.05
+    ) -> None:
+        super().__init__(schema)
+        self.inputs = Inputs(schema, dim, id_dropout=id_dropout)
+        self.mlp = MLP(self.inputs.width, hidden, dropout=dropout, out=1)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, C)."""
+        x = self.inputs(batch).flatten(0, 1)
+        return Output(self.mlp(x).view(batch.item.shape))
