@@ -1,0 +1,172 @@
+"""``Table``: the columns that metrics read, as arrays; ``Blocks``: its groups ranked, ties kept together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scored rows of one domain (or of one user state of it).
+
+    Attributes:
+        user: (N,) which user, 0 .. users - 1.
+        group: (N,) which query, 0 .. groups - 1; a group belongs to one user.
+        label: (N,) 0/1, or ratings.
+        score: (N,) higher is better; logits or ratings.
+        users: number of users.
+        rank: (N,) exact 1-based rank in the whole catalogue, for rankings of which only the top is stored;
+            tied items share their mean rank.  None: the rows of a group are all that is ranked.
+        relevant: (N,) the group's number of positives, with ``rank``.
+    """
+
+    user: Ints
+    group: Ints
+    label: Floats
+    score: Floats
+    users: int
+    rank: Floats | None = None
+    relevant: Ints | None = None
+
+    @classmethod
+    def of(
+        cls,
+        label: ArrayLike,
+        score: ArrayLike,
+        group: ArrayLike | None = None,
+        user: ArrayLike | None = None,
+        rank: ArrayLike | None = None,
+        relevant: ArrayLike | None = None,
+    ) -> Table:
+        """A table from any arrays.
+
+        Args:
+            label, score: (N,) numbers.
+            group: (N,) any ids; None: all rows are one group.
+            user: (N,) any ids; None: every group is a user.
+            rank, relevant: (N,), both or none.
+        """
+        labels = np.asarray(label, np.float64)
+        groups = _dense(np.zeros(len(labels)) if group is None else group)
+        users = groups if user is None else _dense(user)
+        return cls(
+            users,
+            groups,
+            labels,
+            np.asarray(score, np.float64),
+            int(users.max(initial=-1)) + 1,
+            None if rank is None else np.asarray(rank, np.float64),
+            None if relevant is None else np.asarray(relevant, np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @cached_property
+    def groups(self) -> int:
+        """Number of groups."""
+        return int(self.group.max(initial=-1)) + 1
+
+    @cached_property
+    def group_user(self) -> Ints:
+        """(G,) the user of each group."""
+        user = np.zeros(self.groups, np.int64)
+        user[self.group] = self.user
+        return user
+
+    @cached_property
+    def group_relevant(self) -> Ints:
+        """(G,) number of positives of each group."""
+        if self.relevant is None:
+            return np.bincount(self.group[self.label > 0], minlength=self.groups).astype(np.int64)
+        relevant = np.zeros(self.groups, np.int64)
+        relevant[self.group] = self.relevant
+        return relevant
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The groups ranked, best first."""
+        return Blocks.exact(self) if self.rank is not None else Blocks.ranked(self)
+
+    def per_user(self, value: Floats, *, by: Ints | None = None) -> Floats:
+        """(U,) sums of row values (or, with ``by=group_user``, of group values) over each user."""
+        return sums(self.user if by is None else by, value, self.users)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Maximal runs of equal scores within a group, best first, groups in order.
+
+    Within a block every order is equally likely, so metrics take the expectation over the orders.
+
+    Attributes:
+        group: (T,) the block's group.
+        above: (T,) items of the group ranked above the block.
+        size: (T,) items in the block.
+        positives: (T,) of them relevant.
+    """
+
+    group: Ints
+    above: Floats
+    size: Ints
+    positives: Ints
+
+    @classmethod
+    def ranked(cls, table: Table) -> Blocks:
+        """Ranks the rows of each group by score."""
+        order = np.lexsort((-table.score, table.group))
+        group, score = table.group[order], table.score[order]
+        start = _starts(group, score)
+        positives = np.add.reduceat((table.label[order] > 0).astype(np.int64), start) if len(order) else start
+        block_group = group[start]
+        first = np.searchsorted(group, np.arange(table.groups))
+        return cls(block_group, (start - first[block_group]).astype(np.float64), np.diff(start, append=len(order)), positives)
+
+    @classmethod
+    def exact(cls, table: Table) -> Blocks:
+        """Places the positives at their stored ranks; other rows are not needed.
+
+        How many negatives tie with a positive is not stored: positives of equal rank make the smallest block
+        whose mean rank is theirs.  Exact when positives tie with nothing but each other.
+        """
+        assert table.rank is not None
+        kept = np.flatnonzero(table.label > 0)
+        kept = kept[np.lexsort((table.rank[kept], table.group[kept]))]
+        group, rank = table.group[kept], table.rank[kept]
+        start = _starts(group, rank)
+        size = np.diff(start, append=len(kept))
+        return cls(group[start], rank[start] - (size + 1) / 2, size, size)
+
+    @cached_property
+    def first(self) -> Ints:
+        """Indices of each group's first block with a positive; groups without one are not in it."""
+        hit = np.flatnonzero(self.positives)
+        return hit[_starts(self.group[hit])]
+
+
+def sums(index: Ints, value: ArrayLike, size: int) -> Floats:
+    """(size,) sums of the values that share an index."""
+    return np.bincount(index, np.asarray(value, np.float64), size).astype(np.float64, copy=False)
+
+
+def _starts(*keys: NDArray[np.generic]) -> Ints:
+    """Where a new run of equal keys begins."""
+    new = np.ones(len(keys[0]), bool)
+    if len(new):
+        new[1:] = False
+        for key in keys:
+            new[1:] |= key[1:] != key[:-1]
+    return np.flatnonzero(new)
+
+
+def _dense(values: ArrayLike | Sequence[object]) -> Ints:
+    """Any ids as 0 .. n - 1."""
+    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64).reshape(-1)
