@@ -31,32 +31,37 @@ class _Grouped(torch.autograd.Function):
     """One matrix product per non-empty slice, into storage made once: no graph node per domain."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sizes: list[int], weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.offsets, ctx.has_bias = offsets, bias is not None
+        ctx.sizes, ctx.has_bias = sizes, bias is not None
         out = x.new_empty(x.shape[0], weight.shape[1])
-        for d, a, b in slices(offsets):
-            if bias is None:
-                torch.mm(x[a:b], weight[d].T, out=out[a:b])
-            else:
-                torch.addmm(bias[d], x[a:b], weight[d].T, out=out[a:b])
+        # views are made by one call each: slicing in Python would cost as much as the products
+        for rows, w, o in zip(x.split(sizes), weight.transpose(1, 2).unbind(), out.split(sizes), strict=True):
+            torch.mm(rows, w, out=o)
+        if bias is not None:
+            out += bias.repeat_interleave(_counts(sizes, x.device), 0, output_size=x.shape[0])
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
-        dw = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
-        db = weight.new_zeros(weight.shape[:2]) if ctx.has_bias and ctx.needs_input_grad[3] else None
-        for d, a, b in slices(ctx.offsets):
-            if dx is not None:
-                torch.mm(grad[a:b], weight[d], out=dx[a:b])
-            if dw is not None:
-                torch.mm(grad[a:b].T, x[a:b], out=dw[d])
-            if db is not None:
-                torch.sum(grad[a:b], 0, out=db[d])
+        grads = grad.contiguous().split(ctx.sizes)
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+            for g, w, o in zip(grads, weight.unbind(), dx.split(ctx.sizes), strict=True):
+                torch.mm(g, w, out=o)
+        if ctx.needs_input_grad[2]:
+            dw = torch.empty_like(weight)
+            for g, rows, o in zip(grads, x.split(ctx.sizes), dw.unbind(), strict=True):
+                torch.mm(g.t(), rows, out=o)  # no rows: exact zeros
+        if ctx.has_bias and ctx.needs_input_grad[3]:
+            db = torch.segment_reduce(grad.contiguous(), "sum", lengths=_counts(ctx.sizes, grad.device), initial=0)
         return dx, None, dw, db
+
+
+def _counts(sizes: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(sizes, device=device)
 
 
 def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,7 +76,8 @@ def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | N
     Returns:
         (N, out).
     """
-    return cast("Tensor", _Grouped.apply(x, tuple(offsets), weight, bias))
+    sizes = [end - start for start, end in itertools.pairwise(offsets)]
+    return cast("Tensor", _Grouped.apply(x, sizes, weight, bias))
 
 
 class DomainLinear(nn.Module):
@@ -131,13 +137,26 @@ class DomainBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
         """(N, width) -> (N, width)."""
-        parts = [self._one(x[a:b], d) for d, a, b in slices(offsets)]
-        return torch.cat(parts) if parts else x
+        sizes = [end - start for start, end in itertools.pairwise(offsets)]
+        count = _counts(sizes, x.device)
+        domain = torch.arange(len(sizes), device=x.device).repeat_interleave(count, output_size=x.shape[0])
+        mean, var = self._own(x, domain, count) if self.training else (self.running_mean, self.running_var)
+        out = (x - mean[domain]) * (var + self.eps).rsqrt()[domain]
+        if self.weight is None or self.bias is None:
+            return out
+        return out * self.weight[domain] + self.bias[domain]
 
-    def _one(self, x: Tensor, d: int) -> Tensor:
-        weight, bias = (None, None) if self.weight is None or self.bias is None else (self.weight[d], self.bias[d])
-        own = self.training and x.shape[0] > 1
-        return F.batch_norm(x, self.running_mean[d], self.running_var[d], weight, bias, own, self.momentum, self.eps)
+    def _own(self, x: Tensor, domain: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Each domain's mean and variance: of its rows when it has two or more, else the running ones."""
+        n = count.clamp_min(1)[:, None]
+        mean = torch.zeros_like(self.running_mean).index_add(0, domain, x) / n
+        var = torch.zeros_like(self.running_var).index_add(0, domain, (x - mean[domain]).square()) / n
+        own = count[:, None] > 1
+        with torch.no_grad():
+            step = self.momentum * own
+            self.running_mean.lerp_(mean, step)
+            self.running_var.lerp_(var * n / (n - 1).clamp_min(1), step)  # unbiased, as in torch
+        return torch.where(own, mean, self.running_mean), torch.where(own, var, self.running_var)
 
     def specialise(self, domain: int) -> nn.BatchNorm1d:
         """Domain ``domain``'s norm alone, on copies, in evaluation mode."""
