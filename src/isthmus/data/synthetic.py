@@ -222,7 +222,7 @@ def _check_share(name: str, value: float, highest: float) -> None:
 
 
 def _per_domain(name: str, value: float | Sequence[float], n: int) -> list[float]:
-    values = list(value) if isinstance(value, Sequence) else [value] * n
+    values: list[float] = list(value) if isinstance(value, Sequence) else [value] * n
     if len(values) != n:
         raise ConfigError(f"{name} has {len(values)} values for {n} domains", "one value, or one per domain", "make the lengths equal")
     return values
@@ -230,7 +230,7 @@ def _per_domain(name: str, value: float | Sequence[float], n: int) -> list[float
 
 def _sizes(name: str, value: int | Sequence[int], ratio: float, n: int) -> list[int]:
     sizes = _per_domain(name, value if isinstance(value, Sequence) else [value * ratio**d for d in range(n)], n)
-    whole = [round(size) for size in sizes]
+    whole = [round(float(size)) for size in sizes]
     if min(whole) < 2:
         raise ConfigError(f"{name}={whole}", "at least 2 in every domain", "raise the size or the size_ratio")
     return whole
@@ -298,17 +298,12 @@ def _intercept(utility: np.ndarray, rate: float) -> float:
 
 def _choices(rng: np.random.Generator, truth: _Truth, d: int, n: int) -> _Part:
     """Round j makes the j-th choice of every user who has one, among the items not chosen before."""
-    user, time = _covering(rng, truth.users, d, n), START + rng.integers(0, SPAN, n)
+    shown = truth.items.members[d]
+    user, time = _choosers(rng, truth.users, d, n, len(shown) // 2), START + rng.integers(0, SPAN, n)
     order = np.lexsort((time, user))
     user, time = user[order], time[order]
     first = np.searchsorted(user, user)
     turn = np.arange(n) - first
-    shown = truth.items.members[d]
-    most = int(turn.max()) + 1
-    if most > len(shown):
-        raise ConfigError(
-            f"a user of domain {d} makes {most} choices among {len(shown)} items", "at most one choice per item", "fewer events"
-        )
     item, probability = np.empty(n, np.int64), np.empty(n)
     for rows in _rounds(turn, max(1, CHUNK // len(shown))):
         utility = truth.utilities(d, user[rows], time[rows])
@@ -317,6 +312,23 @@ def _choices(rng: np.random.Generator, truth: _Truth, d: int, n: int) -> _Part:
         item[rows] = shown[pick]
         probability[rows] = np.exp(utility[np.arange(len(rows)), pick] - logsumexp(utility, axis=1))
     return user, item, time, probability, 0.0
+
+
+def _choosers(rng: np.random.Generator, users: _Side, d: int, n: int, most: int) -> np.ndarray:
+    """(n,) users by activity, none more than ``most`` times: what is too much for one goes to others at random."""
+    if n > most * len(users.members[d]):
+        came = f"{n} choices by {len(users.members[d])} users of domain {d}"
+        raise ConfigError(came, f"at most {most} by each, half of the items", "give fewer events, or more users or items")
+    user = _covering(rng, users, d, n)
+    while True:
+        count = np.bincount(user, minlength=len(users.group))
+        order = np.argsort(user, kind="stable")
+        turn = np.arange(n) - np.searchsorted(user[order], user[order])
+        excess = order[turn >= most]
+        if not len(excess):
+            return user
+        room = users.members[d][count[users.members[d]] < most]
+        user[excess] = rng.choice(room, size=len(excess))
 
 
 def _rounds(turn: np.ndarray, size: int) -> Iterator[np.ndarray]:
