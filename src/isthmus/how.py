@@ -34,7 +34,7 @@ class How:
         sampler, alpha: how negatives are drawn, see ``isthmus.data.negatives``.
         history_length: events of a history, at most.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
-        eval_rows: validation rows (ranked tasks: queries) per domain, at most; None: all.
+        eval_rows, eval_queries: validation rows, or for ranked tasks queries, per domain while training, at most; None: all.
         tensorboard: also write TensorBoard events into the run's folder.
         progress: a progress bar, when the output is a terminal.
         domains: train and validate on these domain indices only; None: all.
@@ -59,6 +59,7 @@ class How:
     history_length: int = 50
     checkpoint_minutes: float = 10.0
     eval_rows: int | None = 100_000
+    eval_queries: int | None = 5_000
     tensorboard: bool = False
     progress: bool = True
     domains: tuple[int, ...] | None = None
@@ -68,7 +69,7 @@ class How:
             object.__setattr__(self, "domains", tuple(self.domains))
         for name in ("epochs", "batch_size", "lr", "history_length"):
             _positive(name, getattr(self, name))
-        for name in ("table_lr", "clip", "threads", "eval_rows", "patience"):
+        for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.device.split(":")[0] not in DEVICES:

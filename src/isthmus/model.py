@@ -63,7 +63,7 @@ class Model(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
-        model.args = kwargs
+        model.args = {k: v for k, v in kwargs.items() if k != "schema"}
         return model
 
     def __init__(self, schema: Schema) -> None:

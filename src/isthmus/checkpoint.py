@@ -1,0 +1,229 @@
+"""Weights, optimiser states and the place in the training on disk: safetensors and JSON, never a pickle.
+
+A checkpoint is a folder ``checkpoint-<number>`` that appears whole or not at all::
+
+    model.safetensors       the weights now
+    best.safetensors        the stage's best weights so far, if there are any
+    optimiser.safetensors   the optimisers' tensors, ``<optimiser>.<weight>.<key>``, and the random generators' states
+    state.json              the place in the training, and the optimisers' numbers
+
+The newest one is written before older ones are removed, so there is always one to go on from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from isthmus.errors import CheckpointError, SourceError
+from isthmus.storage import read_json, whole_file, whole_folder, write_json
+
+PREFIX = "checkpoint-"
+FORMAT = 1
+
+Optimisers = list[torch.optim.Optimizer]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, each tensor once: of names that share memory only the first is kept."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in _aliases(model)}
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes ``weights(model)`` as safetensors, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    save_tensors(weights(model), path)
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fills a model with what ``weights`` gave.
+
+    Raises:
+        CheckpointError: names or shapes differ: another schema, or other hyper-parameters.
+    """
+    full = dict(tensors)
+    full.update({alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors})
+    try:
+        model.load_state_dict(full)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        expected = "weights of the same schema and hyper-parameters"
+        raise CheckpointError(f"weights that do not fit this model ({reason})", expected, "build the model as it was trained") from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes safetensors, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    with whole_file(path) as temporary:
+        try:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary)
+        except SafetensorError as error:  # it tells the system's error only in words
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if f"os error {code}" in str(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads safetensors into memory of its own.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        expected = "a whole safetensors file"
+        raise CheckpointError(f"{path} cannot be read ({error})", expected, "train again, or take another copy") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint found on disk.
+
+    Attributes:
+        folder: where it lies.
+        state: what was given to ``save`` as ``state``.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+
+    @classmethod
+    def latest(cls, folder: Path) -> Checkpoint | None:
+        """The newest whole checkpoint of a run's folder, or None.
+
+        Raises:
+            CheckpointError: it is damaged, or written by another version of the format.
+        """
+        found = _found(folder)
+        if not found:
+            return None
+        try:
+            raw = read_json(found[-1] / "state.json")
+        except SourceError as error:
+            raise CheckpointError(error.came, error.expected, f"remove {found[-1]} and train again") from error
+        if raw.get("format") != FORMAT:
+            came = f"{found[-1]} has format {raw.get('format')!r}"
+            raise CheckpointError(came, f"format {FORMAT}", "train again, or use the version that wrote it")
+        return cls(found[-1], raw)
+
+    def restore(self, model: nn.Module) -> None:
+        """Puts the weights into the model."""
+        load_weights(model, load_tensors(self.folder / "model.safetensors"))
+
+    def best(self) -> dict[str, Tensor] | None:
+        """The best weights so far."""
+        path = self.folder / "best.safetensors"
+        return load_tensors(path) if path.exists() else None
+
+    def restore_optimisers(self, optimisers: Optimisers) -> None:
+        """Puts the states into the optimisers and the random generators.
+
+        Raises:
+            CheckpointError: the optimisers are not the ones of the checkpoint.
+        """
+        tensors = load_tensors(self.folder / "optimiser.safetensors")
+        _restore_random(tensors)
+        states: list[dict[int, dict[str, Any]]] = [{} for _ in optimisers]
+        for name, value in (tensors | self.state["numbers"]).items():
+            place, weight, key = name.split(".", 2)
+            if place == "random":
+                continue
+            if int(place) >= len(states):
+                raise CheckpointError(f"a state of optimiser {place}", f"{len(states)} optimisers", "resume with the settings of the run")
+            states[int(place)].setdefault(int(weight), {})[key] = value
+        for optimiser, state in zip(optimisers, states, strict=True):
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimisers: Optimisers, best: Path | None) -> None:
+    """Writes a checkpoint into a run's folder, then removes the older ones.
+
+    Args:
+        folder: the run's folder.
+        state: plain values; the place in the training.
+        model: its weights now.
+        optimisers: of the stage that runs.
+        best: file with the best weights so far; kept as a hard link where the file system has them.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the checkpoint before is still there.
+    """
+    older = _found(folder)
+    number = int(older[-1].name.removeprefix(PREFIX)) + 1 if older else 1
+    tensors, numbers = _random(), {}
+    for place, optimiser in enumerate(optimisers):
+        for weight, values in optimiser.state_dict()["state"].items():
+            for key, value in values.items():
+                kind = tensors if isinstance(value, Tensor) else numbers
+                kind[f"{place}.{weight}.{key}"] = value
+    with whole_folder(folder / f"{PREFIX}{number:06d}") as temporary:
+        save_weights(model, temporary / "model.safetensors")
+        save_tensors(tensors, temporary / "optimiser.safetensors")
+        if best is not None:
+            _link(best, temporary / "best.safetensors")
+        write_json(temporary / "state.json", {**state, "numbers": numbers, "format": FORMAT})
+    for old in older:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Removes all checkpoints of a run's folder, and what a killed process left half-written."""
+    for path in [*_found(folder), *folder.glob(f".{PREFIX}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob(f"{PREFIX}*") if p.is_dir())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Name -> the first name of the same memory."""
+    first: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() == 0 or tensor.layout != torch.strided:
+            continue
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if first.setdefault(key, name) != name:
+            aliases[name] = first[key]
+    return aliases
+
+
+def _random() -> dict[str, Tensor]:
+    states = {"random.cpu.0": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.update({f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())})
+    return states
+
+
+def _restore_random(tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["random.cpu.0"])
+    for name, state in tensors.items():
+        index = int(name.rpartition(".")[2]) if name.startswith("random.cuda.") else torch.cuda.device_count()
+        if index < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, index)

@@ -1,0 +1,402 @@
+"""``fit``: the one training loop.  Stages, epochs, batches; early stop on validation; checkpoints; resume.
+
+On a CPU an interrupted and resumed run equals an uninterrupted one bit for bit: a batch depends on (seed, epoch,
+step) alone, and a checkpoint holds everything else that moves.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from isthmus import metrics
+from isthmus.batch import Batch
+from isthmus.checkpoint import Checkpoint, Optimisers
+from isthmus.data.batches import Plan, batches, steps
+from isthmus.data.dataset import Dataset
+from isthmus.errors import ConfigError, FitError
+from isthmus.how import How
+from isthmus.layers.features import fill_tables
+from isthmus.layers.table import optimisers as make_optimisers
+from isthmus.measure import measure
+from isthmus.model import Model, Stage
+from isthmus.progress import Bar, Board, Hold, holding
+from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
+from isthmus.score import score
+from isthmus.task import Task, default_task, get_task
+
+__all__ = ["Best", "How", "Run", "build", "fit", "load_run", "resume"]
+
+Values = dict[str, dict[str, float]]  # metric -> "all" and domain names -> value
+
+FLUSH = 32  # losses are read once in so many steps: reading one waits for the device
+
+
+def fit(model: Model, dataset: Dataset, task: Task, how: How | None = None, out: str | Path | None = None, *, resume: bool = False) -> Run:
+    """Trains a model; the best weights on validation win.
+
+    Every stage with epochs stops early by itself, on the mean over its domains of the metric watched.  Where there
+    are no validation rows it runs all its epochs and keeps the last weights.
+
+    Args:
+        model: trained in place, from the weights that it has.
+        dataset: encoded; its parts ``train`` and ``valid`` are read.
+        task: what to learn.
+        how: settings; None: the defaults.
+        out: folder of the run; None: nothing is written, and nothing can be resumed.
+        resume: go on from the folder's newest checkpoint.  A finished run is just read; an empty folder starts anew.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: model, data set and task do not go together, or a setting is impossible.
+        CheckpointError: the folder's run was made from other data or settings, or is damaged.
+        StorageError: the folder holds a run and ``resume`` is False, or cannot be written.
+        FitError: the loss is not a number.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+    """
+    how = how or How()
+    _check(model, dataset, task, how, out)
+    keeper = Keeper(None if out is None else Path(out))
+    found = keeper.open(facts_of(model, dataset, task, how), resume)
+    if keeper.folder is not None and keeper.finished:
+        return load_run(keeper.folder, model)
+    device = pick_device(how.device)
+    state = State() if found is None else State.from_dict(found.state)
+    with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress) as bar:
+        board = Board(keeper.folder if how.tensorboard else None, len(state.log))
+        fill_tables(model, dataset)
+        model.to(device)
+        if found is not None:
+            found.restore(model)
+        work = _Work(model, dataset, task, how, device, keeper, hold, bar, board, state)
+        try:
+            best = _train(work, found)
+        except KeyboardInterrupt:
+            work.interrupted()
+            raise
+    keeper.finish(best)
+    return Run(model.eval(), task, how, best, state.log, keeper.folder)
+
+
+def resume(folder: str | Path, dataset: Dataset, model: Model | None = None) -> Run:
+    """Goes on with an interrupted run, from its folder alone.
+
+    Args:
+        folder: of the run.
+        dataset: the one it was trained on.
+        model: needed only when its class does not lie in ``isthmus.models``.
+
+    Raises:
+        CheckpointError: not a run's folder, or of another data set.
+    """
+    facts = read_facts(Path(folder))
+    return fit(model or rebuild(facts), dataset, get_task(facts["task"]), How.of(facts["how"]), folder, resume=True)
+
+
+@dataclass
+class _Work:
+    """All that the loop holds."""
+
+    model: Model
+    dataset: Dataset
+    task: Task
+    how: How
+    device: torch.device
+    keeper: Keeper
+    hold: Hold
+    bar: Bar
+    board: Board
+    state: State
+    optimisers: Optimisers = field(default_factory=list)
+    pending: list[dict[str, Tensor]] = field(default_factory=list)  # losses not yet read
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
+
+    def save(self) -> None:
+        """Writes a checkpoint of this very moment."""
+        self.read_losses()
+        self.keeper.save(self.state, self.model, self.optimisers)
+        self.saved = time.monotonic()
+
+    def read_losses(self) -> None:
+        """Adds the losses not yet read to the epoch's sums.
+
+        Raises:
+            FitError: one is not a number.
+        """
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        values = torch.stack([torch.stack(list(losses.values())) for losses in pending]).tolist()
+        for back, row in enumerate(values):
+            named = dict(zip(pending[0], row, strict=True))
+            if not math.isfinite(named["total"]):
+                raise _not_a_number(self.state, self.state.step - len(values) + back, named, self.how)
+            for name, value in named.items():
+                self.state.losses[name] = self.state.losses.get(name, 0.0) + value
+
+    def interrupted(self) -> None:
+        """Ctrl-C: keeps where we are, and tells how to go on."""
+        if self.keeper.folder is None:
+            return
+        if self.hold.forced:  # it came in the middle of a step: only the checkpoint before is sound
+            print(f"\nstopped at once; the last checkpoint is in {self.keeper.folder}", file=sys.stderr)
+            return
+        self.save()
+        place = f"stage {self.state.stage + 1}, epoch {self.state.epoch + 1}, step {self.state.step}"
+        print(f"\nstopped at {place}; go on with resume=True (isthmus fit --resume) and {self.keeper.folder}", file=sys.stderr)
+
+
+def _train(work: _Work, found: Checkpoint | None) -> Best:
+    """All stages that are not yet done."""
+    state, best = work.state, Best(0, "")
+    for number, stage in enumerate(work.model.stages()):
+        domains = _domains(work.dataset, work.how, stage)
+        if number < state.stage or not domains:
+            continue
+        if stage.solve is not None:
+            work.optimisers = []
+            stage.solve(work.dataset, domains)
+            values = _validate(work, domains)
+            with work.hold:
+                _end_epoch(work, stage, values)
+        else:
+            with _only(work.model, stage):
+                how = work.how
+                work.optimisers, lines = make_optimisers(work.model, how.lr, how.table_lr, how.table_optimiser, how.weight_decay)
+                work.bar.say("\n".join(lines))
+                if found is not None:
+                    found.restore_optimisers(work.optimisers)
+                _epochs(work, stage, domains)
+        found = None
+        with work.hold:
+            work.keeper.bring_back(work.model)
+            work.optimisers, best = [], state.best or best
+            state.next_stage(number)
+    return best
+
+
+def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
+    """One stage: epochs of batches until it is over."""
+    state, how = work.state, work.how
+    plan = _plan(work, domains)
+    total = steps(work.dataset, "train", plan)
+    while not _over(state, how):
+        work.model.train()
+        work.bar.begin(f"{stage.name} {state.epoch + 1}/{how.epochs}", total, state.step)
+        stream = batches(work.dataset, "train", work.model.needs, plan, epoch=state.epoch, start=state.step)
+        clock = time.monotonic()
+        with closing(stream):
+            for batch in stream:
+                with work.hold:
+                    _step(work, stage, batch.to(work.device))
+                    clock = _count(work, batch, clock)
+        values = _validate(work, domains)
+        with work.hold:
+            _end_epoch(work, stage, values)
+
+
+def _over(state: State, how: How) -> bool:
+    """Has the stage run all its epochs, or got no better for ``patience`` of them?"""
+    stale = 0 if state.best is None else state.epoch - 1 - state.best.epoch
+    return state.epoch >= how.epochs or (how.patience is not None and stale >= how.patience)
+
+
+def _step(work: _Work, stage: Stage, batch: Batch) -> None:
+    """One batch: forward, backward, update."""
+    output = work.model(batch)
+    losses = {"loss": (stage.loss or work.task.loss)(work.model, batch, output), **output.extra}
+    losses["total"] = torch.stack(list(losses.values())).sum()
+    for optimiser in work.optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    losses["total"].backward()
+    if work.how.clip is not None:
+        clip_gradients(work.model.parameters(), work.how.clip)
+    for optimiser in work.optimisers:
+        optimiser.step()
+    work.pending.append({name: loss.detach() for name, loss in losses.items()})
+    work.state.step += 1
+
+
+def _count(work: _Work, batch: Batch, clock: float) -> float:
+    """After a step: rows, time, losses, and a checkpoint when one is due.  Returns the new time."""
+    now = time.monotonic()
+    work.state.rows += len(batch)
+    work.state.seconds += now - clock
+    work.bar.step(work.state.rows, work.state.seconds)
+    if len(work.pending) >= FLUSH:
+        work.read_losses()
+    if now - work.saved > work.how.checkpoint_minutes * 60:
+        work.save()
+        now = time.monotonic()
+    return now
+
+
+def _end_epoch(work: _Work, stage: Stage, values: Values) -> None:
+    """Logs, keeps the weights if they are the best, writes a checkpoint."""
+    state, metric = work.state, work.how.monitor or work.task.metrics[0]
+    work.read_losses()
+    watched = dict(values.get(metric, {}))
+    now = Best(state.epoch, metric, watched.pop("all", math.nan), watched)
+    better = now.beats(state.best)
+    entry = {
+        "stage": stage.name,
+        "epoch": state.epoch,
+        "losses": {name: value / state.step for name, value in state.losses.items()},
+        "metrics": values,
+        "best": better,
+        "rows": state.rows,
+        "rows_per_s": round(state.rows / state.seconds, 1) if state.seconds else None,
+        "lr": sorted({group["lr"] for optimiser in work.optimisers for group in optimiser.param_groups}),
+    }
+    state.log.append(entry)
+    work.board.write(entry, len(state.log))
+    if better:
+        state.best = now
+        work.keeper.keep(work.model)
+    state.next_epoch()
+    work.save()
+    work.bar.say(f"{stage.name} {now.epoch + 1}: {metric} {now.value:.4f}" + ("  best so far" if better else ""))
+
+
+def _validate(work: _Work, domains: tuple[int, ...]) -> Values:
+    """The task's metrics, and the one watched, on a bounded number of validation rows of each domain; {} without rows.
+
+    Raises:
+        ConfigError: the metric watched is not defined on these rows.
+    """
+    how, offsets = work.how, work.dataset.part("valid").offsets
+    if not any(offsets[d + 1] > offsets[d] for d in domains):
+        return {}
+    metric = how.monitor or work.task.metrics[0]
+    limit = how.eval_queries if work.task.ranked else how.eval_rows
+    names = tuple(dict.fromkeys((metric, *work.task.metrics)))
+    scores = score(work.model, work.dataset, "valid", task=work.task, how=how, domains=domains, limit=limit)
+    frame = measure(scores, names, resamples=0).filter(pl.col("state") == "all")
+    values: Values = {name: {} for name in names}
+    for name, domain, value in frame.select("metric", "domain", "value").iter_rows():
+        values[name][domain] = math.nan if value is None else value
+    if math.isnan(values[metric]["all"]):
+        came = f"{metric} is not defined on the validation rows"
+        raise ConfigError(came, "rows of both labels", "watch another metric, or validate on more rows")
+    return values
+
+
+def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path | None) -> None:
+    """Everything that can be refused before the first step."""
+    if model.schema.fingerprint() != dataset.schema.fingerprint():
+        raise ConfigError(
+            f"a model built for schema {model.schema.fingerprint()} and data of schema {dataset.schema.fingerprint()}",
+            "a model built for this data set",
+            "build it with dataset.schema",
+        )
+    if task.name not in model.tasks:
+        raise ConfigError(f"{type(model).__name__} cannot do task {task.name!r}", f"one of {model.tasks}", "choose another model or task")
+    if dataset.schema.label not in task.labels:
+        suggested = default_task(dataset.schema).name
+        came = f"task {task.name!r} on {dataset.schema.label!r} labels"
+        raise ConfigError(came, f"labels of kind {task.labels}", f"use task {suggested!r}")
+    metrics.get(how.monitor or task.metrics[0])
+    if how.tensorboard and out is None:
+        raise ConfigError("tensorboard=True without a folder", "a folder to write events into", "give out=")
+    for d in how.domains or ():
+        if not 0 <= d < len(dataset.schema.domains):
+            raise ConfigError(f"domain index {d}", f"0 to {len(dataset.schema.domains) - 1}", "see dataset.schema.domain_names")
+
+
+def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:
+    """Domain indices that a stage trains on, within those asked for."""
+    every = range(len(dataset.schema.domains))
+    return tuple(d for d in every if (how.domains is None or d in how.domains) and (stage.domains is None or d in stage.domains))
+
+
+def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
+    how, every = work.how, len(domains) == len(work.dataset.schema.domains)
+    return Plan(
+        batch_size=how.batch_size,
+        seed=how.seed,
+        temperature=how.temperature,
+        negatives=work.task.negatives if how.negatives is None else how.negatives,
+        sampler=how.sampler,
+        alpha=how.alpha,
+        history_length=how.history_length,
+        domains=None if every else domains,
+    )
+
+
+@contextmanager
+def _only(model: Model, stage: Stage) -> Iterator[None]:
+    """Only the stage's weights get gradients in the block."""
+    before = {p: p.requires_grad for p in model.parameters()}
+    if stage.weights is not None:
+        wanted = set(stage.weights)
+        for p in before:
+            p.requires_grad_(p in wanted)
+    try:
+        yield
+    finally:
+        for p, required in before.items():
+            p.requires_grad_(required)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` -> cuda, mps or cpu, the first there is.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in there.items() if is_there))
+    if not there[name.split(":")[0]]:
+        raise ConfigError(f"device {name!r} is not there", f"one of {[k for k, v in there.items() if v]}", 'use device="auto"')
+    return torch.device(name)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _not_a_number(state: State, step: int, losses: dict[str, float], how: How) -> FitError:
+    named = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
+    return FitError(
+        f"the loss is not a number in stage {state.stage + 1}, epoch {state.epoch + 1}, step {step + 1} ({named})",
+        "finite losses",
+        f"lower lr (now {how.lr:g}) or table_lr, set clip=1.0, and look for extreme values among numeric fields and labels",
+    )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scales all gradients so that their common norm is at most ``limit``; sparse ones are summed up by row first.
+
+    Returns:
+        The norm before, a scalar.
+    """
+    held = [p for p in parameters if p.grad is not None]
+    for p in held:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+    values = [p.grad.values() if p.grad.is_sparse else p.grad for p in held if p.grad is not None]
+    if not values:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in values]))
+    scale = (limit / (norm + 1e-12)).clamp(max=1.0)
+    for value in values:
+        value.mul_(scale)
+    return norm
