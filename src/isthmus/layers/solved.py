@@ -1,0 +1,188 @@
+"""Weights that a closed form fills in: tables looked up by sorted codes, of a size known only once solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isthmus.batch import Batch
+
+GATHER = 8  # reading one weight at random costs about as much as this many in sequence
+WORKING_SET = 1 << 23  # most float32 values of one intermediate result (32 MiB)
+
+
+def find(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted key stands.
+
+    Args:
+        keys: (n,) int64, ascending, unique.
+        wanted: (...) int64.
+
+    Returns:
+        (...) int64 positions in ``keys``; n where absent.
+    """
+    if keys.numel() == 0:
+        return torch.zeros_like(wanted)
+    place = torch.searchsorted(keys, wanted.contiguous()).clamp_max(keys.numel() - 1)
+    return torch.where(keys[place] == wanted, place, keys.numel())
+
+
+class Solved(nn.Module):
+    """A module whose buffers are filled by a closed form; loading a state takes the sizes that the state has."""
+
+    def fill(self, **values: Tensor) -> None:
+        """Replaces buffers by name, keeping each one's device and type."""
+        for name, value in values.items():
+            old = self.get_buffer(name)
+            self._buffers[name] = value.to(old.device, old.dtype).contiguous()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, old in self._buffers.items():
+            new = state_dict.get(prefix + name)
+            if old is not None and new is not None and new.shape != old.shape:
+                self._buffers[name] = torch.empty(new.shape, dtype=old.dtype, device=old.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class PairTable(Solved):
+    """A row of numbers for each known pair of a group and a code, and one row for all other pairs.
+
+    Buffers: ``keys`` (n,) ``group * size + code``, ascending; ``rows`` (n + 1, width), the last one for unknown pairs.
+
+    Args:
+        size: codes are below it.
+        width: numbers per pair.
+    """
+
+    keys: Tensor
+    rows: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("rows", torch.zeros(1, width))
+
+    def solve(self, keys: Tensor, rows: Tensor, other: Tensor) -> None:
+        """Takes keys (n,) in any order, their rows (n, width) and the row (width,) of all other pairs."""
+        order = keys.argsort()
+        self.fill(keys=keys[order], rows=torch.cat([rows[order], other[None]]))
+
+    def forward(self, group: Tensor, code: Tensor) -> Tensor:
+        """Groups and codes (...) -> (..., width)."""
+        return self.rows[find(self.keys, group * self.size + code)]
+
+
+class ItemItem(Solved):
+    """score(user, item) = sum of weight[j, item] over the items j of the user's profile.
+
+    Buffers: ``codes`` (n,) the item codes that have weights, ascending; ``weight`` (n + 1, n + 1), whose last
+    row and column are zero and stand for every other item.
+    """
+
+    codes: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("weight", torch.zeros(1, 1))
+
+    def solve(self, codes: Tensor, weight: Tensor) -> None:
+        """Takes the item codes (n,), ascending, and their weights (n, n): row = profile item, column = candidate."""
+        self.fill(codes=codes, weight=F.pad(weight, (0, 1, 0, 1)))
+
+    def forward(self, profile: Tensor, item: Tensor) -> Tensor:
+        """Scores candidates.
+
+        Args:
+            profile: (B, L) item codes; repeats count once, codes without weights not at all.
+            item: (B, C) candidates.
+
+        Returns:
+            (B, C) float32.
+        """
+        n = self.codes.numel()
+        if profile.shape[1] == 0:
+            return self.weight.new_zeros(item.shape)
+        place = find(self.codes, profile).sort(1).values
+        repeated = F.pad(place[:, 1:] == place[:, :-1], (1, 0))
+        place, column = place.masked_fill(repeated, n), find(self.codes, item)
+        few = item.shape[1] * GATHER <= n
+        rows = max(1, WORKING_SET // (profile.shape[1] * item.shape[1] if few else n + 1))
+        part = self._gather if few else self._whole_rows
+        if len(place) <= rows:
+            return part(place, column)
+        return torch.cat([part(p, c) for p, c in zip(place.split(rows), column.split(rows), strict=True)])
+
+    def _gather(self, place: Tensor, column: Tensor) -> Tensor:
+        """Few candidates: only their weights are read."""
+        return self.weight[place[:, :, None], column[:, None, :]].sum(1)
+
+    def _whole_rows(self, place: Tensor, column: Tensor) -> Tensor:
+        """Many candidates: a sparse profile times the weights, for all items at once."""
+        return F.embedding_bag(place, self.weight, mode="sum", padding_idx=self.codes.numel()).gather(1, column)
+
+
+class ItemToItem(nn.Module):
+    """Item-to-item weights learnt from co-occurrence counts: a matrix per domain, or one over all domains.
+
+    Args:
+        domains: number of domains.
+        across: one matrix, from the users and items of all domains; a user's events in other domains count too.
+        max_items: items with weights per matrix, the most popular ones (float32: 4 n^2 bytes).
+    """
+
+    def __init__(self, domains: int, across: bool, max_items: int) -> None:
+        super().__init__()
+        self.across, self.max_items = across, max_items
+        self.blocks = nn.ModuleList(ItemItem() for _ in range(1 if across else domains))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores (B, C) of a batch with both histories; a domain's own history alone unless ``across``."""
+        assert batch.history is not None
+        assert batch.cross_history is not None
+        profile = torch.cat([batch.history, batch.cross_history * int(self.across)], 1)
+        bounds = (0, len(batch)) if self.across else batch.offsets
+        return torch.cat([block(profile[a:b], batch.item[a:b]) for block, a, b in zip(self.blocks, bounds, bounds[1:], strict=False)])
+
+    def learn(self, positives: Callable[[int], sp.csr_matrix], domains: tuple[int, ...], weights: Callable[[Tensor], Tensor]) -> None:
+        """Solves every matrix.
+
+        Args:
+            positives: domain index -> users x items; any positive entry is a 1.
+            domains: domain indices to learn from.
+            weights: (n, n) float32 counts of users who have both items -> (n, n) weights, row = profile item,
+                column = candidate; may overwrite its argument.
+        """
+        groups = [domains] if self.across else [(d,) for d in domains]
+        for group in groups:
+            matrix = sum((positives(d) for d in group[1:]), start=positives(group[0]))
+            codes, counts = co_occurrence(matrix, self.max_items)
+            block = self.blocks[0 if self.across else group[0]]
+            assert isinstance(block, ItemItem)
+            block.solve(torch.from_numpy(codes), weights(torch.from_numpy(counts)))
+
+
+def co_occurrence(matrix: sp.csr_matrix, max_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts the users who have both items.
+
+    Args:
+        matrix: users x items; any positive entry is a 1.
+        max_items: keep this many items, those with most users (the lowest codes among equals).
+
+    Returns:
+        The item codes (n,) int64, ascending, and the counts (n, n) float32.
+    """
+    binary = sp.csr_matrix(matrix > 0, dtype=np.float32)
+    users = np.asarray(binary.sum(0)).ravel()
+    codes = np.argsort(-users, kind="stable")[:max_items]
+    codes = np.sort(codes[users[codes] > 0]).astype(np.int64)
+    kept = binary[:, codes]
+    return codes, (kept.T @ kept).toarray()
