@@ -104,10 +104,12 @@ class Report:
         console.print(f"{self.events:,} events, {self.users:,} users, {self.items:,} items, label: {self.label}", highlight=False)
         for table in (_sizes_table(self), _overlap_table(self), _cold_table(self)):
             if table.row_count:
+                console.print("", table.caption, highlight=False, markup=False, sep="\n")
+                table.caption = None
                 console.print(table)
         for reason, count in self.dropped.items():
             console.print(f"left out by the source: {count:,} {reason}", highlight=False, markup=False)
-        console.print(f"{len(self.findings)} findings" if self.findings else "nothing suspicious found", highlight=False)
+        console.print("\nTo look at before believing a number:" if self.findings else "\nNothing suspicious found.", highlight=False)
         for finding in self.findings:
             console.print(f"- {finding.kind}: {finding.what}\n  to do: {finding.do}", highlight=False, markup=False)
         text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
@@ -278,27 +280,30 @@ def _label_means(events: Events) -> np.ndarray | None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    """An empty table; the title waits in the caption, to be printed unwrapped above it."""
+    table = Table(caption=title)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     return table
 
 
 def _sizes_table(report: Report) -> Table:
-    mean = {"click": "click rate", "rating": "mean rating"}.get(report.label, "label")
-    table = _table("Sizes", "domain", "users", "items", "events", "density", mean, "from", "to", "same user and item", "and time")
+    label = {"click": ["click rate"], "rating": ["mean rating"]}.get(report.label, [])
+    span, exact = (["from", "to"], ["and same time"]) if report.time_unit else ([], [])
+    table = _table("Sizes", "domain", "users", "items", "events", "density", *label, *span, "same user and item", *exact)
     for d in report.domains:
         counts = (f"{number:,}" for number in (d.users, d.items, d.events))
-        label = "-" if d.label_mean is None else f"{d.label_mean:.3f}"
-        moments = (_moment(moment, report.time_unit) for moment in (d.first, d.last))
-        table.add_row(d.name, *counts, f"{d.density:.3%}", label, *moments, f"{d.duplicates:,}", f"{d.exact_duplicates:,}")
+        means = [] if d.label_mean is None else [f"{d.label_mean:.3f}"]
+        moments = [_moment(moment, report.time_unit) for moment in (d.first, d.last)] if report.time_unit else []
+        same = [f"{d.duplicates:,}", *([f"{d.exact_duplicates:,}"] if report.time_unit else [])]
+        table.add_row(d.name, *counts, f"{d.density:.3%}", *means, *moments, *same)
     return table
 
 
 def _overlap_table(report: Report) -> Table:
-    table = _table(
-        "Overlap of every two domains", "domains", "users", "of the first", "of the second", "items", "of the first", "of the second"
-    )
+    more = len(report.overlaps) > SHOWN
+    title = "Overlap of every two domains" + (f" (the {SHOWN} largest of {len(report.overlaps):,})" if more else "")
+    table = _table(title, "domains", "users", "of the first", "of the second", "items", "of the first", "of the second")
     for o in sorted(report.overlaps, key=lambda o: -o.users - o.items)[:SHOWN]:
         users, items = ((f"{n:,}", f"{a:.1%}", f"{b:.1%}") for n, (a, b) in ((o.users, o.user_shares), (o.items, o.item_shares)))
         table.add_row(" and ".join(o.domains), *users, *items)
@@ -306,7 +311,7 @@ def _overlap_table(report: Report) -> Table:
 
 
 def _cold_table(report: Report) -> Table:
-    title = f"Test part under the rule {report.split}: users by number of training events in the domain, and strangers"
+    title = f"Test part (rule {report.split}): users by their training events in the domain, and events of users or items never trained on"
     table = _table(title, "domain", "new (0)", f"few (1-{FEW})", "many", "events of unknown users", "events of unknown items")
     for d in report.domains:
         if d.cold_users is not None and d.cold_items is not None:

@@ -61,8 +61,9 @@ def _columns(events: Events) -> Iterator[tuple[str, Field, np.ndarray]]:
     """Where, field and one number per event: a category's index (-1 for null), or a value (NaN for null)."""
     for field in events.schema.context:
         column = events.context[field.name]
-        if field.kind != "multi":
-            yield "context", field, column.values if field.kind == "numeric" else column.index
+        values = column.values if field.kind == "numeric" else column.index
+        if field.kind != "multi" and values is not None:
+            yield "context", field, values
     for where, table, ids, index, entity in (
         ("user", events.users, events.user_ids, events.user, events.schema.user),
         ("item", events.items, events.item_ids, events.item, events.schema.item),
@@ -159,8 +160,9 @@ def _future(events: Events, split: Split) -> Iterator[Finding]:
 
 
 def _repeats(events: Events, split: Split) -> Iterator[Finding]:
+    """Choices and ratings made before; to see an item twice is the ordinary life of a logged impression."""
     test = split.part == TEST
-    if not test.any():
+    if not test.any() or events.schema.label == "click":
         return
     train = split.part == TRAIN
     key = (events.domain.astype(np.int64) * len(events.user_ids) + events.user) * len(events.item_ids) + events.item
@@ -169,23 +171,24 @@ def _repeats(events: Events, split: Split) -> Iterator[Finding]:
         yield Finding(
             "test events repeat training events",
             f"{share:.1%} of the test events have a user, item and domain that occur together in training",
-            "in ranking such items count as seen and are masked; keep one event per pair, or judge by ctr",
+            "in ranking such items count as seen and are masked: keep one event per pair",
         )
 
 
 def _late_items(events: Events, split: Split) -> Iterator[Finding]:
-    """Ids that are met in the later parts only."""
+    """Ids that only the later parts know."""
     train, later = split.part == TRAIN, (split.part == TEST) | (split.part == VALID)
-    for where, index, size in (("item", events.item, len(events.item_ids)), ("user", events.user, len(events.user_ids))):
+    for where, index, size, warning in (
+        ("items", events.item, len(events.item_ids), "; a catalogue taken from all events would know them too early"),
+        ("users", events.user, len(events.user_ids), ""),
+    ):
         known = np.zeros(size, bool)
         known[index[train]] = True
-        if not later.any():
-            continue
         new = np.unique(index[later][~known[index[later]]])
         share = len(new) / max(1, len(np.unique(index[train | later])))
         if share > LATE_SHARE:
             yield Finding(
-                f"{where}s met later only",
-                f"{len(new):,} {where}s ({share:.1%}) have no training event; a catalogue taken from all events would know them too early",
-                "rank within what training knows, or give a catalogue; give such ids fields, or they are strangers to every model",
+                f"{where} without training events",
+                f"{len(new):,} {where} ({share:.1%}) occur in the later parts only{warning}",
+                "give them fields: without, they are strangers to every model",
             )

@@ -142,7 +142,10 @@ def _trusted(folder: Path, site: Site) -> pl.DataFrame:
 def _matrix(file: Path) -> np.ndarray:
     """The one matrix in a MATLAB file."""
     with reading(file):
-        variables = loadmat(file)
+        try:
+            variables = loadmat(file)
+        except Exception as error:  # damaged files make it raise nearly anything
+            raise ValueError(str(error)) from error
     arrays = [value for name, value in variables.items() if not name.startswith("__")]
     matrices = [value for value in arrays if isinstance(value, np.ndarray) and value.ndim == 2]
     if len(matrices) != 1 or matrices[0].dtype.kind not in "iuf":

@@ -12,6 +12,7 @@ import polars as pl
 from isthmus.data.events import read_events
 from isthmus.data.sources._files import Loaded, reading
 from isthmus.errors import ConfigError, SourceError
+from isthmus.schema import LabelKind
 
 ORIGIN = "your own database: a query that gives one row per event"
 
@@ -26,7 +27,7 @@ def load(
     domain: str = "domain",
     time: str | None = None,
     label: str | None = None,
-    label_kind: str | None = None,
+    label_kind: LabelKind | None = None,
     context: tuple[str, ...] = (),
     time_unit: str = "s",
     domains: tuple[str, ...] | None = None,

@@ -12,7 +12,7 @@ import polars as pl
 from isthmus.data.events import read_events
 from isthmus.data.sources._files import Loaded, reading
 from isthmus.errors import ColumnError, SourceError, nearest
-from isthmus.schema import Field
+from isthmus.schema import Field, LabelKind
 
 ORIGIN = "your own files: one row per event, with a user, an item and a domain (or one file per domain)"
 
@@ -30,7 +30,7 @@ def load(
     domain: str | None = "domain",
     time: str | None = None,
     label: str | None = None,
-    label_kind: str | None = None,
+    label_kind: LabelKind | None = None,
     behaviour: str | None = None,
     behaviours: Sequence[str] | None = None,
     context: Sequence[str | Field] = (),
