@@ -12,7 +12,8 @@ import polars as pl
 from isthmus import metrics as metric_files
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError
 from isthmus.metrics import Metric, Statistic, Table
-from isthmus.metrics._bootstrap import effective_dof, interval, user_weights
+from isthmus.metrics._bootstrap import interval, user_weights
+from isthmus.metrics._inference import effective_dof
 from isthmus.metrics._table import Floats, Ints
 
 ALL = "all"

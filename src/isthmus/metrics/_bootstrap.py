@@ -60,15 +60,3 @@ def interval(replicates: Floats, dof: float, level: float = 0.95) -> tuple[float
     tail = float(stats.norm.cdf(np.sqrt((dof + 1) / dof) * stats.t.ppf((1 - level) / 2, dof)))
     low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)
-
-
-def effective_dof(variances: Floats, dofs: Floats) -> float:
-    """Satterthwaite's degrees of freedom of a sum of independent variances.
-
-    Args:
-        variances, dofs: (P,) each part's variance and degrees of freedom; parts without variance do not count.
-    """
-    held = variances > 0
-    if not held.any():
-        return float(np.max(dofs, initial=0))
-    return float(variances[held].sum() ** 2 / (variances[held] ** 2 / np.maximum(dofs[held], 1e-9)).sum())

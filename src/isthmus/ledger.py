@@ -1,0 +1,300 @@
+"""``ledger``: did sharing help?  Every model against its control and against the best shallow model, domain by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from isthmus import metrics as metric_files
+from isthmus.errors import ConfigError, DataError, nearest
+from isthmus.measure import ALL, Estimate, Key, Scored, check, cut, estimate, mean
+from isthmus.metrics import Metric
+from isthmus.metrics._bootstrap import ENOUGH
+from isthmus.metrics._inference import SAME, holm, seed_variance, student
+
+COLUMNS = {
+    "model": pl.String,
+    "domain": pl.String,
+    "metric": pl.String,
+    "against": pl.String,
+    "reference": pl.String,
+    "value": pl.Float64,
+    "reference_value": pl.Float64,
+    "difference": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "verdict": pl.String,
+    "seeds": pl.Int64,
+    "users": pl.Int64,
+    "note": pl.String,
+}
+LEFT_OUT = dict.fromkeys(("model", "domain", "against", "reference", "reason"), pl.String)
+ONE_SEED = "one seed: no verdict, since the luck of a training is not known"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison: a model with its scores.
+
+    Attributes:
+        model: its name, unique.
+        control: the name of the entry that it is to be compared with (the same model without sharing), or None.
+        shallow: fitted in closed form: one seed is enough, and the best of these is the bar for all others.
+        test: scores by seed, of the part that is reported.
+        valid: scores by seed, of the part that choices are made on.
+    """
+
+    model: str
+    control: str | None
+    shallow: bool
+    test: Mapping[int, Scored]
+    valid: Mapping[int, Scored]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The comparisons and their verdicts.
+
+    Attributes:
+        frame: one row per model, domain and ``against`` ("control" or "shallow"): metric, reference (the entry compared
+            with), value and reference_value (means over seeds), difference (above 0: the model is better, whatever the
+            metric's direction), low and high (its interval, for this comparison alone), p (two-sided), p_holm (corrected
+            for all comparisons of the family), verdict ("helps", "hurts" or "no evidence", by p_holm), seeds, users, note.
+            The domain "all" is the mean over domains.
+        left_out: comparisons that the data do not allow, with the reason.
+        validation: model, domain and value on validation (mean over seeds), null where not defined.
+        metric: what is compared.
+        level: of confidence; 1 - level is the chance of a wrong verdict anywhere in a family.
+    """
+
+    frame: pl.DataFrame
+    left_out: pl.DataFrame
+    validation: pl.DataFrame
+    metric: str
+    level: float
+
+    def best(self) -> dict[str, str]:
+        """The best model of each domain, chosen on validation; domains without a validation value are not in it."""
+        up = metric_files.get(self.metric).higher_is_better
+        known = self.validation.filter(pl.col("value").is_not_null() & (pl.col("domain") != ALL))
+        top = known.sort("value", descending=up, maintain_order=True).unique("domain", keep="first", maintain_order=True)
+        chosen = dict(zip(top["domain"], top["model"], strict=True))
+        return {domain: chosen[domain] for domain in self.validation["domain"].unique(maintain_order=True) if domain in chosen}
+
+    def summary(self) -> list[str]:
+        """One sentence per comparison, verdicts first."""
+        rows = sorted(self.frame.iter_rows(named=True), key=lambda r: r["verdict"] == "no evidence")
+        return [self._sentence(r) for r in rows] + [
+            f"{r['model']} could not be compared in {r['domain']!r} against {r['reference'] or r['against']}: {r['reason']}"
+            for r in self.left_out.iter_rows(named=True)
+        ]
+
+    def _sentence(self, r: Mapping[str, Any]) -> str:
+        says = "shows no evidence" if r["verdict"] == "no evidence" else r["verdict"]
+        where = "on the mean over domains" if r["domain"] == ALL else f"in {r['domain']!r}"
+        numbers = f"{r['difference']:+.4f} [{r['low']:.4f}, {r['high']:.4f}] {self.metric}"
+        role = "its control" if r["against"] == "control" else "the best shallow model,"
+        note = f" ({r['note']})" if r["note"] else ""
+        return f"{r['model']} {says} {where} ({numbers} against {role} {r['reference']}){note}"
+
+
+def ledger(entries: Sequence[Entry], metric: str, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Ledger:
+    """Compares every entry with its control and, unless it is shallow, with the best shallow entry.
+
+    The difference of the means over seeds is taken on the same users.  Its squared standard error is the bootstrap variance
+    over users (both sides resampled alike) plus the variance over seeds of the difference, divided by the number of seeds; when
+    the two sides have different seeds, each side's own variance over its seeds.  Interval and p-value are Student's, with
+    Satterthwaite's degrees of freedom.
+
+    The best shallow entry is chosen on validation, in each domain.  P-values are corrected by Holm within a family: all models
+    and domains of one ``against``; the means over domains ("all") are a family of their own, so a verdict about a domain and
+    one about the mean each hold at ``level``.  A network with a single seed gets an interval over users but no verdict.
+
+    Args:
+        entries: all judged on the same rows.
+        metric: such as ``auc``.
+        resamples: of users.
+        seed: of the resamples.
+        level: of the intervals; 1 - level is the family-wise error rate.
+
+    Raises:
+        ConfigError: an unknown metric or control, two entries of one name, an entry without seeds, ``level`` or
+            ``resamples`` out of range.
+        DataError: entries that are not judged on the same rows; see also ``measure``.
+    """
+    judge = metric_files.get(metric)
+    _check(entries, judge, resamples, level)
+    test = {e.model: _judge(e.test, judge, resamples, seed) for e in entries}
+    valid = {e.model: {domain: r.value for domain, r in _judge(e.valid, judge, 0, seed).items()} for e in entries}
+    rows: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    for entry, against, domain, reference in _pairs(entries, valid, judge):
+        front = {"model": entry.model, "domain": domain, "against": against, "reference": reference.model if reference else None}
+        found = _compare(entry, reference, domain, test, judge, level) if reference else "no shallow model has a validation value here"
+        if isinstance(found, str):
+            left_out.append({**front, "reason": found})
+        else:
+            rows.append({**front, "metric": judge.name, **found})
+    frame = _verdicts(pl.DataFrame(rows, schema={k: v for k, v in COLUMNS.items() if k not in ("p_holm", "verdict")}), 1 - level)
+    validation = [(model, domain, None if np.isnan(v) else v) for model, values in valid.items() for domain, v in values.items()]
+    kept = pl.DataFrame(validation, schema={"model": pl.String, "domain": pl.String, "value": pl.Float64}, orient="row")
+    return Ledger(frame, pl.DataFrame(left_out, schema=[(name, pl.String) for name in LEFT_OUT]), kept, judge.name, level)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """One model in one domain: its value for each seed, and the mean over seeds as an estimate."""
+
+    by_seed: dict[int, float]
+    mean: Estimate
+    users: int
+
+    @property
+    def value(self) -> float:
+        return self.mean.value
+
+
+def _judge(by_seed: Mapping[int, Scored], judge: Metric, resamples: int, seed: int) -> dict[str, _Result]:
+    """A model's results by domain, "all" included; users are coded alike in all seeds and entries, so resamples are too."""
+    found: dict[int, dict[Key, Estimate]] = {}
+    count: dict[str, int] = {}
+    for number, scores in by_seed.items():
+        slices, users = cut(scores, states=False)
+        found[number] = estimate(slices, [judge], users, resamples, seed)
+        count = {ALL: users} | {s.domain: len(s.users) for s in slices}
+    results: dict[str, _Result] = {}
+    for key in next(iter(found.values())):
+        parts = [f[key] for f in found.values()]
+        replicates = np.mean([p.replicates for p in parts], axis=0)
+        middle = Estimate(float(np.mean([p.value for p in parts])), replicates, parts[0].dof, parts[0].note)
+        results[key[1]] = _Result({s: f[key].value for s, f in found.items()}, middle, count[key[1]])
+    return results
+
+
+def _pairs(
+    entries: Sequence[Entry], valid: Mapping[str, dict[str, float]], judge: Metric
+) -> Iterator[tuple[Entry, str, str, Entry | None]]:
+    """(entry, against, domain, reference) of every comparison to make; reference None: there is none to choose."""
+    by_name = {e.model: e for e in entries}
+    shallow = [e for e in entries if e.shallow]
+    sign = 1 if judge.higher_is_better else -1
+    for entry in entries:
+        for domain in valid[entry.model]:
+            if entry.control is not None:
+                yield entry, "control", domain, by_name[entry.control]
+            if shallow and not entry.shallow:
+                known = [e for e in shallow if not np.isnan(valid[e.model][domain])]
+                yield entry, "shallow", domain, max(known, key=lambda e: sign * valid[e.model][domain], default=None)
+
+
+def _compare(
+    entry: Entry, reference: Entry, domain: str, test: Mapping[str, dict[str, _Result]], judge: Metric, level: float
+) -> dict[str, Any] | str:
+    """One comparison's numbers, or why there are none."""
+    mine, other = test[entry.model], test[reference.model]
+    difference = _difference(mine, other, domain, 1 if judge.higher_is_better else -1)
+    reason = _undecidable(difference)
+    if reason:
+        return reason
+    over_seeds, seed_dof = seed_variance(mine[domain].by_seed, other[domain].by_seed)
+    variances, dofs = np.array([difference.variance, over_seeds]), np.array([difference.dof, seed_dof])
+    low, high, p = student(difference.value, variances, dofs, level)
+    single = any(len(e.test) == 1 and not e.shallow for e in (entry, reference))
+    return {
+        "value": mine[domain].value,
+        "reference_value": other[domain].value,
+        "difference": difference.value,
+        "low": low,
+        "high": high,
+        "p": p,
+        "seeds": len(entry.test),
+        "users": mine[domain].users,
+        "note": "; ".join(filter(None, (difference.note, ONE_SEED if single else None))) or None,
+    }
+
+
+def _difference(mine: Mapping[str, _Result], other: Mapping[str, _Result], domain: str, sign: int) -> Estimate:
+    """Mine minus the other's, on the same resampled users; above 0 is better."""
+    if domain == ALL:
+        return mean({name: _difference(mine, other, name, sign) for name in mine if name != ALL})
+    a, b = mine[domain].mean, other[domain].mean
+    return Estimate(sign * (a.value - b.value), sign * (a.replicates - b.replicates), a.dof, a.note)
+
+
+def _undecidable(difference: Estimate) -> str | None:
+    """Why a difference cannot be given an interval, or None."""
+    if np.isnan(difference.value):
+        return difference.note or "the metric is not defined"
+    if difference.dof <= 0:
+        return "one user: no interval"
+    defined = np.count_nonzero(~np.isnan(difference.replicates))
+    if defined < ENOUGH * len(difference.replicates):
+        return f"defined in {defined} of {len(difference.replicates)} resamples of users"
+    if abs(difference.value) > SAME and difference.variance <= SAME**2:
+        return "no variation between users"
+    return None
+
+
+def _verdicts(frame: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Corrects each family and says what follows."""
+    families = [(against, domain == ALL) for against, domain in frame.select("against", "domain").iter_rows()]
+    p, corrected = frame["p"].to_numpy(), np.ones(frame.height)
+    for family in set(families):
+        members = [i for i, own in enumerate(families) if own == family]
+        corrected[members] = holm(p[members])
+    sure = (pl.col("p_holm") < alpha) & ~pl.col("note").fill_null("").str.contains(ONE_SEED, literal=True)
+    verdict = (
+        pl.when(sure & (pl.col("difference") > 0)).then(pl.lit("helps")).when(sure).then(pl.lit("hurts")).otherwise(pl.lit("no evidence"))
+    )
+    return frame.with_columns(p_holm=pl.Series(corrected, dtype=pl.Float64)).with_columns(verdict=verdict).select(list(COLUMNS))
+
+
+def _check(entries: Sequence[Entry], judge: Metric, resamples: int, level: float) -> None:
+    """Refuses entries that cannot be compared."""
+    names = [e.model for e in entries]
+    for entry in entries:
+        if names.count(entry.model) > 1:
+            raise ConfigError(f"two entries are called {entry.model!r}", "unique names", "rename one")
+        if entry.control is not None and entry.control not in names:
+            raise ConfigError(f"{entry.model!r} has control {entry.control!r}", "the name of an entry", nearest(entry.control, names))
+        if not entry.test or not entry.valid:
+            raise ConfigError(f"{entry.model!r} without test or validation scores", "at least one seed of both", "score both parts")
+    if not entries or resamples < 100 or not 0 < level < 1:
+        came = f"{len(entries)} entries, resamples = {resamples}, level = {level}"
+        raise ConfigError(came, "at least one entry, at least 100 resamples, a level between 0 and 1", "correct it")
+    for part in ("test", "valid"):
+        first: tuple[str, Any] | None = None
+        for entry in entries:
+            for number, scores in getattr(entry, part).items():
+                check(scores, [judge])
+                mine = (f"{entry.model!r} (seed {number})", _fingerprint(scores))
+                first = first or mine
+                _same(first, mine, part)
+
+
+def _fingerprint(scores: Scored) -> pl.DataFrame:
+    """What must agree between compared scores: each group's user, rows, items and labels (of rankings kept in part, its positives)."""
+    frame = scores.frame.filter(pl.col("label") > 0) if scores.kind == "full" else scores.frame
+    content = pl.struct("item", pl.col("label").cast(pl.Float64)).hash(0) % (1 << 32)
+    keys = ("domain", "group", "user")
+    return frame.group_by(*keys).agg(pl.len().alias("rows"), content.sum().alias("content")).sort(*keys)
+
+
+def _same(first: tuple[str, pl.DataFrame], second: tuple[str, pl.DataFrame], part: str) -> None:
+    if first[1].equals(second[1]):
+        return
+    counts = []
+    for name, frame in (first, second):
+        by_domain = frame.group_by("domain", maintain_order=True).agg(pl.col("user").n_unique(), pl.col("rows").sum())
+        counts.append(name + ": " + ", ".join(f"{users} users and {rows} rows in {d!r}" for d, users, rows in by_domain.iter_rows()))
+    raise DataError(
+        f"entries judged on different rows of the {part} part ({'; '.join(counts)})",
+        "the same users, queries, items and labels in every entry",
+        "score all of them on one data set, part and list of candidates",
+    )
