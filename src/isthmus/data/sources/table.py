@@ -18,12 +18,12 @@ ORIGIN = "your own files: one row per event, with a user, an item and a domain (
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".arrow", ".feather", ".ipc")
 
-Path_ = str | Path
-Side = Path_ | Sequence[Path_] | pl.DataFrame
+PathLike = str | Path
+Side = PathLike | Sequence[PathLike] | pl.DataFrame
 
 
 def load(
-    path: Path_ | Sequence[Path_],
+    path: PathLike | Sequence[PathLike],
     *,
     user: str = "user",
     item: str = "item",
@@ -92,7 +92,11 @@ def load(
 
 
 def scan(
-    path: Path_ | Sequence[Path_], columns: Sequence[str] | None = None, *, ids: Sequence[str | None] = (), domain: str | None = "domain"
+    path: PathLike | Sequence[PathLike],
+    columns: Sequence[str] | None = None,
+    *,
+    ids: Sequence[str | None] = (),
+    domain: str | None = "domain",
 ) -> pl.LazyFrame:
     """The files as one lazy frame.
 
@@ -118,7 +122,7 @@ def scan(
     return frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical_relaxed")
 
 
-def find(path: Path_ | Sequence[Path_]) -> list[Path]:
+def find(path: PathLike | Sequence[PathLike]) -> list[Path]:
     """The files that a path, folder, pattern or list of these means: sorted, and all of one kind.
 
     Raises:
