@@ -16,25 +16,25 @@ from isthmus.schema import Field
 TEXTUAL = (pl.String, pl.Categorical, pl.Enum)
 
 
-def lazy(frame: Any, columns: Iterable[str], what: str) -> pl.LazyFrame:
+def lazy(frame: Any, columns: Iterable[str] | None, what: str) -> pl.LazyFrame:
     """The named columns of any frame, lazily.
 
     Args:
         frame: a polars, pandas, pyarrow, ... frame, or a lazy one.
-        columns: the columns wanted; a name may come twice.
+        columns: the columns wanted, of which a name may come twice; None for all.
         what: what the frame is, for messages.
 
     Raises:
         ColumnError: a column is missing, or mixes types; or this is no frame.
         SourceError: a file behind a lazy frame is missing or damaged.
     """
-    wanted = list(dict.fromkeys(columns))
     with reading(what):
         try:
             wrapped: Any = nw.from_native(frame)
             present = wrapped.collect_schema().names()
         except (TypeError, NotImplementedError) as error:
             raise ColumnError(f"{what} came as {type(frame).__name__}", "a polars, pandas or pyarrow frame", "convert it first") from error
+        wanted = present if columns is None else list(dict.fromkeys(columns))
         for name in wanted:
             if name not in present:
                 raise ColumnError(f"{what} have no column {name!r}", f"one of {present}", nearest(name, present))

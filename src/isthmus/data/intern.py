@@ -74,7 +74,8 @@ class Log:
 
     def _collect(self, rows: pl.LazyFrame, columns: list[str], lists: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
         """Fills the arrays, batch after batch."""
-        filled = {name: np.empty(self.count, DTYPES.get(name, np.float32 if kinds.get(name) == "numeric" else np.int32)) for name in columns}
+        dtypes = DTYPES | {name: np.float32 if kind == "numeric" else np.int32 for name, kind in kinds.items()}
+        filled = {name: np.empty(self.count, dtypes[name]) for name in columns}
         flat: dict[str, list[np.ndarray]] = {name: [] for name in lists}
         lengths: dict[str, list[np.ndarray]] = {name: [] for name in lists}
         at = 0
@@ -90,17 +91,18 @@ class Log:
                     flat[name].append(col.locate(batch[name].explode(empty_as_null=False), self.categories[name]))
                 at = end
         if at != self.count:
-            raise SourceError("the events changed while they were read", "the same rows in two readings", "read them when nobody writes to them")
+            came = "the events changed while they were read"
+            raise SourceError(came, "the same rows in two readings", "read them when nobody writes to them")
         out: dict[str, Any] = {name: filled[name] for name in columns if name not in kinds}
         for name, kind in kinds.items():
             if kind == "multi":
                 offsets = np.concatenate([[0], *lengths[name]]).cumsum(dtype=np.int64)
                 index = np.concatenate([np.zeros(0, np.int32), *flat[name]])
-                out[name] = {"index": index, "ids": self.categories[name], "offsets": offsets}
+                out[name] = {"values": self.categories[name], "index": index, "offsets": offsets}
             elif kind == "numeric":
                 out[name] = {"values": filled[name]}
             else:
-                out[name] = {"index": filled[name], "ids": self.categories[name]}
+                out[name] = {"values": self.categories[name], "index": filled[name]}
         return out
 
 
@@ -146,7 +148,8 @@ def read_log(
     names = _ordered("domain", list(positives), domains)
     without = [name for name in names if not positives.get(name)]
     if without:
-        raise LabelError(f"domains {without} have no positive event", "at least one in every domain", "leave these domains out, or check the label")
+        came = f"domains {without} have no positive event"
+        raise LabelError(came, "at least one in every domain", "leave these domains out, or check the label")
     behaviour_names = _ordered("behaviour", found, behaviours)
     return Log(rows, facts["rows"], user_ids, item_ids, names, behaviour_names, kind, unit, fields, categories)
 

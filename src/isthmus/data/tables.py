@@ -20,7 +20,7 @@ def side_table(
     Args:
         frame: any frame, or None.
         id_name: its id column.
-        fields: the columns to use.
+        fields: the columns to use; empty: all but the id.
         dtype: type of the events' ids.
         what: ``users`` or ``items``, for messages.
 
@@ -40,9 +40,10 @@ def side_table(
         return None, ()
     if "id" in names:
         raise ConfigError(f"a field of the {what} named 'id'", "another name: the table's ids get this one", "rename the column")
-    rows = col.lazy(frame, [id_name, *names], what)
+    rows = col.lazy(frame, [id_name, *names] if names else None, what)
     with col.reading(what):
         dtypes = rows.collect_schema()
+        fields = fields or [name for name in dtypes if name != id_name]
         described = col.as_fields(fields, dtypes)
         ids = col.id_column(id_name, dtypes[id_name], what).alias("id")
         table = rows.select(ids, *(col.field_column(f, dtypes[f.name]) for f in described)).collect(engine="streaming")

@@ -1,0 +1,100 @@
+"""``Vocabulary``: ids to codes and back.  0 is padding, 1 unknown, real ids begin at 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from isthmus.data import arrow
+from isthmus.errors import ColumnError, SourceError
+from isthmus.schema import FIRST, PADDING, UNKNOWN
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The ids of one entity, or the values of one field; the code of ``ids[n]`` is ``2 + n``.
+
+    Attributes:
+        ids: unique, text or whole numbers.
+        trained: codes below this one were seen in training.
+    """
+
+    ids: pl.Series
+    trained: int
+
+    @property
+    def size(self) -> int:
+        """Number of codes, padding and unknown included."""
+        return FIRST + len(self.ids)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def encode(self, values: Sequence[Any] | np.ndarray | pl.Series) -> np.ndarray:
+        """Codes of ids.
+
+        Args:
+            values: (N,) ids; what can be cast to the type of the vocabulary is.
+
+        Returns:
+            (N,) int32; 1 for an unknown id, 0 for null.
+
+        Raises:
+            ColumnError: fractions, where the ids are whole numbers.
+        """
+        given = pl.Series("id", values)
+        if given.dtype.is_float() and given.drop_nulls().len():
+            raise ColumnError(f"ids of type {given.dtype}", f"ids of type {self.ids.dtype}", "cast them to whole numbers or text first")
+        known = pl.DataFrame({"id": self.ids}).with_row_index("code", FIRST)
+        asked = given.cast(self.ids.dtype, strict=False).to_frame()
+        code = asked.join(known, on="id", how="left", maintain_order="left")["code"].cast(pl.Int32).fill_null(UNKNOWN).to_numpy()
+        return np.where(given.is_null().to_numpy(), np.int32(PADDING), code)
+
+    def decode(self, codes: Sequence[int] | np.ndarray) -> pl.Series:
+        """Ids of codes.
+
+        Args:
+            codes: (N,) integers.
+
+        Returns:
+            (N,) ids; null for padding and unknown.
+        """
+        code = np.asarray(codes, np.int64)
+        return self.ids.gather(pl.Series(code - FIRST).set(pl.Series(code < FIRST), None))
+
+    def save(self, path: str | Path) -> None:
+        """Writes an Arrow file, whole or not at all."""
+        arrow.write_series(path, self.ids)
+
+    @classmethod
+    def load(cls, path: str | Path, trained: int | None = None) -> Vocabulary:
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: the file.
+            trained: codes below this one were seen in training; None: all.
+
+        Raises:
+            SourceError: the file is missing, truncated or foreign.
+        """
+        ids = arrow.read_series(path)
+        if trained is not None and trained > FIRST + len(ids):
+            raise SourceError(f"{path} holds {len(ids):,} ids", f"at least {trained - FIRST:,}", "encode the data again")
+        return cls(ids, FIRST + len(ids) if trained is None else trained)
+
+
+def frequency_order(count: np.ndarray) -> tuple[np.ndarray, int]:
+    """The order of codes: seen in training first, by falling frequency, ties by place; then all others by place.
+
+    Args:
+        count: (n,) number of training occurrences of each id.
+
+    Returns:
+        (n,) int64 order of places, and the first code that was not seen in training.
+    """
+    return np.argsort(-count.astype(np.int64), kind="stable"), FIRST + int(np.count_nonzero(count))
