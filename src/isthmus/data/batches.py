@@ -178,7 +178,7 @@ def query_batch(
     return Batch(
         _long(user),
         _long(item),
-        torch.from_numpy(domain),
+        _long(domain),
         tuple(offsets.tolist()),
         time=_long(time) if time is not None and needs.history_time else None,
         context={name: _context(value) for name, value in (context or {}).items()} if needs.context else {},
@@ -283,7 +283,7 @@ class _Build:
             weight=None if rows.weight is None else torch.from_numpy(rows.weight.take(position)),
             log_q=None if log_q is None else torch.from_numpy(log_q),
             time=_long(time) if time is not None and needs.history_time else None,
-            context={name: _context(_take(value, position)) for name, value in rows.context.items()} if needs.context else {},
+            context={name: _context(take_context(value, position)) for name, value in rows.context.items()} if needs.context else {},
             **_histories(self.dataset, needs, user, time, domain, plan.history_length, own, cross),
         )
 
@@ -321,7 +321,7 @@ def _histories(
     return out
 
 
-def _take(column: Any, position: np.ndarray) -> np.ndarray:
+def take_context(column: Any, position: np.ndarray) -> np.ndarray:
     """Rows of a context column: (B,), or (B, M) padded with 0 for a multi-valued one (offsets and flat codes)."""
     if isinstance(column, np.ndarray):
         return column.take(position)
@@ -335,11 +335,11 @@ def _take(column: Any, position: np.ndarray) -> np.ndarray:
 
 
 def _context(value: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(value, np.float32)) if np.issubdtype(value.dtype, np.floating) else _long(value)
+    return torch.from_numpy(np.array(value, np.float32)) if np.issubdtype(value.dtype, np.floating) else _long(value)
 
 
 def _long(value: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value, np.int64))
+    return torch.from_numpy(np.array(value, np.int64, order="C"))  # a copy: files are mapped read-only, callers keep their arrays
 
 
 def _ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int) -> Generator[T, None, None]:

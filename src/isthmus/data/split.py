@@ -324,7 +324,7 @@ def given(events: Events, part: Sequence[Any] | np.ndarray | pl.Series, candidat
         codes = column
     else:
         names = column.cast(pl.String)
-        unknown = names.filter(~names.is_in(PARTS).fill_null(False)).unique(maintain_order=True)
+        unknown = names.filter(~names.is_in(PARTS)).unique(maintain_order=True)
         if len(unknown):
             raise SplitError(f"part {unknown[0]!r}", f"one of {PARTS}", nearest(str(unknown[0]), PARTS))
         codes = names.replace_strict(dict(zip(PARTS, range(len(PARTS)), strict=True)), return_dtype=pl.UInt8)
