@@ -137,8 +137,8 @@ def examine(events: Events, split: Split | None = None) -> Report:
     return Report(
         domains=_domains(events, split, users, items),
         overlaps=_overlaps(events, users, items),
-        users=len(np.unique(events.user)),
-        items=len(np.unique(events.item)),
+        users=int((users.getnnz(axis=0) > 0).sum()),
+        items=int((items.getnnz(axis=0) > 0).sum()),
         events=len(events),
         label=events.schema.label,
         time_unit=events.schema.time_unit if events.time is not None else None,

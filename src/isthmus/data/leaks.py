@@ -166,7 +166,9 @@ def _repeats(events: Events, split: Split) -> Iterator[Finding]:
         return
     train = split.part == TRAIN
     key = (events.domain.astype(np.int64) * len(events.user_ids) + events.user) * len(events.item_ids) + events.item
-    share = float(np.isin(key[test], key[train]).mean())
+    known = np.sort(key[train])
+    place = np.minimum(np.searchsorted(known, key[test]), max(0, len(known) - 1))
+    share = float((known[place] == key[test]).mean()) if len(known) else 0.0
     if share > LATE_SHARE:
         yield Finding(
             "test events repeat training events",
@@ -182,13 +184,13 @@ def _late_items(events: Events, split: Split) -> Iterator[Finding]:
         ("items", events.item, len(events.item_ids), "; a catalogue taken from all events would know them too early"),
         ("users", events.user, len(events.user_ids), ""),
     ):
-        known = np.zeros(size, bool)
-        known[index[train]] = True
-        new = np.unique(index[later][~known[index[later]]])
-        share = len(new) / max(1, len(np.unique(index[train | later])))
+        known, met = np.zeros(size, bool), np.zeros(size, bool)
+        known[index[train]], met[index[later]] = True, True
+        new = int((met & ~known).sum())
+        share = new / max(1, int((met | known).sum()))
         if share > LATE_SHARE:
             yield Finding(
                 f"{where} without training events",
-                f"{len(new):,} {where} ({share:.1%}) occur in the later parts only{warning}",
+                f"{new:,} {where} ({share:.1%}) occur in the later parts only{warning}",
                 "give them fields: without, they are strangers to every model",
             )
