@@ -1,0 +1,184 @@
+"""Queries: who is asked about, when, and which items are right; and the lists of items that answer them.
+
+A query is a user in a domain of a part, asked at the moment of her first event there; all items of her positive
+events there are relevant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from isthmus.data.segments import Segments
+from isthmus.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset, Rows
+
+EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
+TRIES = 100  # rounds of drawing again before sampled items are declared not to exist
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of one domain, with a flat list of items each: the relevant ones, or a list to rank.
+
+    Q queries; those of query q are at ``offsets[q]:offsets[q + 1]`` of the flat columns.
+
+    Attributes:
+        domain: its index.
+        user: (Q,) int64 user codes; ascending where every user has one query.
+        first: (Q,) int64 position in the part of the user's first event there, which gives the moment and the context.
+        offsets: (Q + 1,) int64.
+        item: flat int64 item codes.
+        label: flat float32, 1 for the relevant.
+        row: flat int64 row of the event that made the item relevant (its first); -1 for others.
+        relevant: (Q,) int64 number of relevant items, in the list or not.
+    """
+
+    domain: int
+    user: np.ndarray
+    first: np.ndarray
+    offsets: np.ndarray
+    item: np.ndarray
+    label: np.ndarray
+    row: np.ndarray
+    relevant: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, chosen: np.ndarray) -> Self:
+        """Some of the queries, by position."""
+        length = np.diff(self.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        flat = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], length)
+        columns = (self.item[flat], self.label[flat], self.row[flat])
+        return type(self)(self.domain, self.user[chosen], self.first[chosen], offsets, *columns, self.relevant[chosen])
+
+    def limited(self, most: int | None) -> Self:
+        """At most so many queries, chosen at random but always alike; None: all."""
+        if most is None or len(self) <= most:
+            return self
+        return self.take(np.sort(np.random.default_rng(self.domain).choice(len(self), most, replace=False)))
+
+    def blocks(self, size: int) -> Iterator[Self]:
+        """The queries in order, so many at a time."""
+        return (self.take(np.arange(start, min(start + size, len(self)))) for start in range(0, len(self), size))
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, C) items padded with 0, and where they are real."""
+        length = np.diff(self.offsets)
+        real = np.arange(length.max(initial=0)) < length[:, None]
+        item = np.zeros(real.shape, np.int64)
+        item[real] = self.item
+        return item, real
+
+
+def positive(rows: Rows, label_kind: str) -> np.ndarray:
+    """(N,) which events are positive: clicks where labels are clicks, all events otherwise."""
+    return rows.label == 1 if label_kind == "click" and rows.label is not None else np.ones(len(rows), bool)
+
+
+def relevant_items(dataset: Dataset, part: str, domain: int) -> Queries:
+    """The queries of a part, each with its relevant items in order of their codes."""
+    rows = dataset.part(part)
+    begin, end = int(rows.offsets[domain]), int(rows.offsets[domain + 1])
+    place = begin + np.flatnonzero(positive(rows, dataset.schema.label)[begin:end])
+    user, item = rows.user.take(place).astype(np.int64), rows.item.take(place).astype(np.int64)
+    time = np.zeros(len(place), np.int64) if rows.time is None else rows.time.take(place)
+    order = np.lexsort((place, time, item, user))
+    user, item, place = user[order], item[order], place[order]
+    new = np.ones(len(user), bool)
+    new[1:] = (np.diff(user) != 0) | (np.diff(item) != 0)
+    _, query_start = np.unique(user[new], return_index=True)
+    # A query is asked before the first of all its events, whatever their labels.
+    whole_user = rows.user[begin:end].astype(np.int64)
+    whole_time = np.zeros(end - begin, np.int64) if rows.time is None else rows.time[begin:end]
+    by_time = np.lexsort((np.arange(end - begin), whole_time, whole_user))
+    users = user[new][query_start]
+    first = begin + by_time[np.searchsorted(whole_user[by_time], users)]
+    offsets = np.append(query_start, int(new.sum())).astype(np.int64)
+    ones = np.ones(int(new.sum()), np.float32)
+    return Queries(domain, users, first, offsets, item[new], ones, rows.row.take(place[new]).astype(np.int64), np.diff(offsets))
+
+
+def seen_items(dataset: Dataset, part: str, domain: int) -> Segments:
+    """The items of each user's positive events in the domain in the parts before this one."""
+    users, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for earlier in EARLIER[part]:
+        rows = dataset.part(earlier)
+        own = slice(int(rows.offsets[domain]), int(rows.offsets[domain + 1]))
+        kept = positive(rows, dataset.schema.label)[own]
+        users.append(rows.user[own][kept])
+        items.append(rows.item[own][kept])
+    return Segments.build(np.concatenate(users), np.concatenate(items))
+
+
+def given_lists(dataset: Dataset, part: str, domain: int) -> Queries:
+    """The lists given with the data, exactly as they are.
+
+    Raises:
+        DataError: there are none, or a list is for a user without events in this part and domain.
+    """
+    given = dataset.candidates(part)
+    if given is None:
+        raise DataError(f"no lists for part {part!r}", "candidates given with the split", 'rank the whole catalogue: candidates="full"')
+    right = relevant_items(dataset, part, domain)
+    chosen = np.flatnonzero(given.domain == domain)
+    user, length = given.user[chosen].astype(np.int64), np.diff(given.offsets)[chosen]
+    query = np.searchsorted(right.user, user)
+    known = right.user.take(query, mode="clip") == user if len(right) else np.zeros(len(user), bool)
+    if not known.all():
+        came = f"{int((~known).sum()):,} lists in {dataset.schema.domain_names[domain]!r} for users without events in part {part!r}"
+        raise DataError(came, "lists of users with events there", "drop these lists")
+    offsets = np.concatenate([[0], np.cumsum(length)])
+    flat = np.arange(offsets[-1]) + np.repeat(given.offsets[:-1][chosen] - offsets[:-1], length)
+    item, label = given.item[flat].astype(np.int64), given.label[flat].astype(np.float32)
+    row = np.where(label > 0, _rows_of(right, np.repeat(query, length), item), -1)
+    return Queries(domain, user, right.first[query], offsets, item, label, row, right.relevant[query])
+
+
+def sampled_lists(dataset: Dataset, part: str, domain: int, n: int, seed: int) -> Queries:
+    """Each query's relevant items followed by n others, uniform without replacement from the domain's catalogue.
+
+    Left out are the items that the user has seen in earlier parts.  The draw depends on the seed and domain alone.
+
+    Raises:
+        ConfigError: the catalogue does not have n such items for some user.
+    """
+    right, catalogue = relevant_items(dataset, part, domain), dataset.catalogue(domain, part)
+    seen = seen_items(dataset, part, domain)
+    query = np.repeat(np.arange(len(right)), np.diff(right.offsets))
+    wrong = Segments.build(query, right.item)
+    rng = np.random.default_rng((seed, domain))
+    drawn = np.zeros((len(right), n), np.int64)
+    again = np.ones(drawn.shape, bool)
+    for _ in range(TRIES if len(catalogue) else 0):
+        drawn[again] = catalogue[rng.integers(len(catalogue), size=int(again.sum()))]
+        drawn.sort(axis=1)
+        again = seen.contains(right.user, drawn) | wrong.contains(np.arange(len(right)), drawn)
+        again[:, 1:] |= drawn[:, 1:] == drawn[:, :-1]
+        if not again.any():
+            break
+    if again.any():
+        came = f"{n} sampled items per query in {dataset.schema.domain_names[domain]!r}, whose catalogue has {len(catalogue):,}"
+        raise ConfigError(came, "fewer than are left after what a user has seen", "sample fewer, or rank the full catalogue")
+    offsets = right.offsets + n * np.arange(len(right) + 1)
+    is_right = np.zeros(offsets[-1], bool)
+    is_right[np.arange(len(right.item)) + n * query] = True
+    item, row = np.zeros(len(is_right), np.int64), np.full(len(is_right), -1)
+    item[is_right], item[~is_right], row[is_right] = right.item, drawn.ravel(), right.row
+    return Queries(domain, right.user, right.first, offsets, item, is_right.astype(np.float32), row, right.relevant)
+
+
+def _rows_of(right: Queries, query: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The event rows of (query, item) pairs; -1 where the item is not relevant."""
+    key = (np.repeat(np.arange(len(right)), np.diff(right.offsets)) << 31) | right.item
+    wanted = (query << 31) | item
+    place = np.searchsorted(key, wanted)
+    found = key.take(place, mode="clip") == wanted if len(key) else np.zeros(len(wanted), bool)
+    return np.where(found, right.row.take(place, mode="clip") if len(key) else -1, -1)

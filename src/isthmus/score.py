@@ -1,0 +1,297 @@
+"""``score``: a fitted model and a part of the data -> ``Scores``, the table that everything after reads.
+
+Rows of ctr and rating tasks are scored one by one.  Ranked tasks ask one query per user and domain of the part, as of
+her first event there, and rank
+
+- the lists given with the data, exactly as they are (kind ``lists``), where there are any;
+- else the domain's whole catalogue but what the user has seen in earlier parts (kind ``full``): the rank of every
+  relevant item is exact, and the first k places are kept;
+- a few sampled items, only when asked for (kind ``sampled``).
+
+Scores are the model's own: logits for clicks, ratings for ratings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from isthmus.data.batches import Plan, batches_with_rows, query_batch, take_context
+from isthmus.data.queries import Queries, given_lists, relevant_items, sampled_lists, seen_items
+from isthmus.data.segments import Segments
+from isthmus.errors import ConfigError, DataError, nearest
+from isthmus.how import How
+from isthmus.layers.ranking import best, ranks
+from isthmus.model import Model, Retriever
+from isthmus.scores import STATES, TYPES, Kind, Scores
+from isthmus.task import Task, default_task
+
+if TYPE_CHECKING:
+    from isthmus.batch import Batch
+    from isthmus.data.dataset import Dataset
+
+__all__ = ["Kind", "Scores", "score"]
+
+PAIRS = 1 << 17  # most (row, candidate) pairs in one call of a model
+CELLS = 1 << 23  # most cells of one block of queries x catalogue
+WORST = float(np.finfo(np.float32).min)  # stands for the score of an item outside the catalogue
+FEW = 5  # most training events in the domain of a user in state "few"
+SEED = 0  # of sampled items
+Candidates = Literal["auto", "lists", "full", "sampled"]
+
+
+def score(
+    model: Model,
+    dataset: Dataset,
+    part: str = "test",
+    *,
+    task: Task | None = None,
+    how: How | None = None,
+    candidates: Candidates = "auto",
+    k: int = 100,
+    sampled: int = 99,
+    domains: Sequence[int] | None = None,
+    limit: int | None = None,
+) -> Scores:
+    """Scores a part of the data, on the device where the model is.
+
+    Args:
+        model: a fitted model.
+        dataset: with the schema that the model was built for.
+        part: ``train``, ``valid`` or ``test``.
+        task: None: the one that the labels suggest.
+        how: batch size and history length as in training; a model trained on some domains only gets no histories
+            from others.
+        candidates: what ranked tasks rank; ``auto``: the given lists, or without them the full catalogue.
+        k: places kept of a full ranking; relevant items are kept wherever they are.
+        sampled: items beside the relevant ones in sampled lists; drawn alike for all models.
+        domains: indices of the domains to score; None: all.
+        limit: rows (ranked tasks: queries) per domain at most, a random but always the same choice; None: all.
+
+    Returns:
+        Scores; see there for the columns.
+
+    Raises:
+        ConfigError: an unknown part, or way to find candidates.
+        DataError: no lists where they are asked for.
+    """
+    task, how = task or default_task(dataset.schema), how or How()
+    if part not in ("train", "valid", "test"):
+        raise ConfigError(f"part {part!r}", "train, valid or test", nearest(part, ("train", "valid", "test")))
+    known = range(len(dataset.schema.domains))
+    chosen = tuple(known) if domains is None else tuple(sorted(set(domains)))
+    if not set(chosen) <= set(known):
+        raise ConfigError(f"domain indices {chosen}", f"0 to {len(known) - 1}", "see schema.domain_names")
+    work = _Work(model, dataset, part, how, how.domains is None or set(how.domains) >= set(known), k, limit)
+    with _scoring(model):
+        if not task.ranked:
+            return Scores(_finished(dataset, _rows(work, chosen)), "rows", task.name, part)
+        kind = _kind(dataset, part, candidates)
+        if kind == "full":
+            blocks = chain.from_iterable(_full(work, d) for d in chosen)
+            return Scores(_finished(dataset, blocks), kind, task.name, part)
+        if kind == "lists":
+            found = (given_lists(dataset, part, d) for d in chosen)
+        else:
+            found = (sampled_lists(dataset, part, d, sampled, SEED) for d in chosen)
+        blocks = chain.from_iterable(_lists(work, queries.limited(limit)) for queries in found)
+        lists = _list_names(dataset, part, kind, sampled, chosen)
+        return Scores(_finished(dataset, blocks), kind, task.name, part, lists)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What scoring needs throughout."""
+
+    model: Model
+    dataset: Dataset
+    part: str
+    how: How
+    cross: bool
+    k: int
+    limit: int | None
+
+    def batch(self, queries: Queries, item: np.ndarray) -> Batch:
+        """Queries with (Q, C) candidates."""
+        rows, domain = self.dataset.part(self.part), np.full(len(queries), queries.domain)
+        time = None if rows.time is None else rows.time.take(queries.first)
+        context = {name: take_context(c, queries.first) for name, c in rows.context.items()} if self.model.needs.context else None
+        length = self.how.history_length
+        batch = query_batch(self.dataset, self.model.needs, queries.user, domain, time, item, length, cross=self.cross, context=context)
+        return batch.to(_device(self.model))
+
+
+def _rows(work: _Work, domains: tuple[int, ...]) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of logged rows, batch by batch."""
+    rows, limit = work.dataset.part(work.part), work.limit
+    size = np.diff(np.asarray(rows.offsets))
+    small = tuple(d for d in domains if limit is None or size[d] <= limit)
+    for group, cut in [(small, None), *(((d,), limit) for d in domains if d not in small)]:
+        if not group or not size[list(group)].sum():
+            continue
+        how = work.how
+        plan = Plan(min(how.batch_size, cut or how.batch_size), history_length=how.history_length, domains=group, cross=work.cross)
+        left = cut if cut is not None else int(size[list(group)].sum())
+        pairs = batches_with_rows(work.dataset, work.part, work.model.needs, plan, labels=False, shuffle=cut is not None)
+        try:
+            for place, batch in pairs:
+                logit = work.model(batch.to(_device(work.model))).logit[:left, 0].float().cpu().numpy()
+                place = place[:left]
+                label = np.ones(len(place)) if rows.label is None else rows.label.take(place)
+                user, domain = rows.user.take(place), batch.domain.cpu().numpy()[:left]
+                columns = {"row": rows.row.take(place), "group": user, "user": user, "item": rows.item.take(place)}
+                yield columns | {"domain": domain, "label": label, "score": logit}
+                left -= len(place)
+                if not left:
+                    break
+        finally:
+            pairs.close()
+
+
+def _lists(work: _Work, queries: Queries) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of lists, in their order, block by block."""
+    longest = int(np.diff(queries.offsets).max(initial=1))
+    for block in queries.blocks(max(1, min(work.how.batch_size, PAIRS // longest))):
+        item, real = block.padded()
+        if not item.size:
+            continue
+        logit = work.model(work.batch(block, item)).logit.float().cpu().numpy()[real]
+        query = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+        yield _columns(work.dataset, block, query, block.item, block.row, block.label, score=logit)
+
+
+def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of full rankings: the first k places of each query and its relevant items, block by block."""
+    queries = relevant_items(work.dataset, work.part, domain).limited(work.limit)
+    if not len(queries):
+        return
+    catalogue, seen = work.dataset.catalogue(domain, work.part).astype(np.int64), seen_items(work.dataset, work.part, domain)
+    scorer = _catalogue_scorer(work, domain, catalogue)
+    for block in queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue))))):
+        yield _ranking(work, block, catalogue, seen, scorer(block))
+
+
+def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callable[[Queries], Tensor]:
+    """Queries -> scores of the whole catalogue (Q, n)."""
+    model, codes = work.model, torch.from_numpy(catalogue).to(_device(work.model))
+    if isinstance(model, Retriever):
+        vectors = torch.cat([model.item_vector(part, torch.full_like(part, domain)) for part in codes.split(PAIRS)])
+        return lambda block: (model.user_vector(work.batch(block, np.zeros((len(block), 0), np.int64))) @ vectors.T).float()
+
+    def scorer(block: Queries) -> Tensor:
+        # Many candidates of few queries: a query's own side is computed once per call.
+        rows, cuts = max(1, PAIRS // max(1, len(catalogue))), np.arange(PAIRS, len(catalogue), PAIRS)
+        parts = [
+            torch.cat([model(work.batch(few, np.tile(some, (len(few), 1)))).logit for some in np.split(catalogue, cuts)], 1)
+            for few in block.blocks(rows)
+        ]
+        return torch.cat(parts).float()
+
+    return scorer
+
+
+def _ranking(work: _Work, block: Queries, catalogue: np.ndarray, seen: Segments, scores: Tensor) -> dict[str, np.ndarray]:
+    """Columns of one block from its scores (Q, n), which are overwritten: each query's kept items, best first."""
+    query = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+    column, there = _places(catalogue, block.item)
+    at = _pair(scores, query[there], column[there])
+    held = scores[at]
+    hide, hider = seen.gather(block.user)
+    place, known = _places(catalogue, hide)
+    scores[_pair(scores, hider[known], place[known])] = -torch.inf
+    scores[at] = held  # seen before, but relevant now: not hidden
+    rank, value = np.full(len(query), np.inf), np.full(len(query), WORST, np.float32)
+    rank[there], value[there] = ranks(scores, *at).cpu().numpy(), held.cpu().numpy()
+    top, top_column, top_value, top_rank = (t.cpu().numpy() for t in best(scores, min(work.k, len(catalogue))))
+    # Relevant items come first, so that of two equal pairs theirs is the one kept.
+    found = {
+        "query": np.concatenate([query, top]),
+        "item": np.concatenate([block.item, catalogue[top_column]]),
+        "row": np.concatenate([block.row, np.full(len(top), -1)]),
+        "label": np.concatenate([block.label, np.zeros(len(top), np.float32)]),
+        "score": np.concatenate([value, top_value]),
+        "rank": np.concatenate([rank, top_rank]),
+    }
+    _, kept = np.unique(found["query"] << 31 | found["item"], return_index=True)
+    kept = kept[np.lexsort((found["rank"][kept], found["query"][kept]))]
+    return _columns(work.dataset, block, **{name: values[kept] for name, values in found.items()})
+
+
+def _places(catalogue: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where items stand in a catalogue, and whether they do."""
+    place = np.searchsorted(catalogue, item)
+    return place, (catalogue.take(place, mode="clip") == item) if len(catalogue) else np.zeros(len(item), bool)
+
+
+def _pair(scores: Tensor, query: np.ndarray, column: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(query).to(scores.device), torch.from_numpy(column).to(scores.device)
+
+
+def _columns(
+    dataset: Dataset, block: Queries, query: np.ndarray, item: np.ndarray, row: np.ndarray, label: np.ndarray, **values: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Columns of ranked items; ``query`` is a position in the block.  A query has the same group in every scoring of a data set."""
+    user = block.user[query]
+    group = user + block.domain * dataset.schema.user.size
+    domain = np.full(len(query), block.domain)
+    columns = {"row": row, "group": group, "user": user, "item": item, "domain": domain, "label": label}
+    return columns | values | {"relevant": block.relevant[query]}
+
+
+def _finished(dataset: Dataset, blocks: Iterable[dict[str, np.ndarray]]) -> pl.DataFrame:
+    """Columns in their types, with the names of the domains and the states of the users."""
+    names = pl.Series(dataset.schema.domain_names, dtype=pl.String)
+    frames = []
+    for columns in blocks:
+        events = dataset.events_of(columns["user"], columns["domain"])
+        state = np.digitize(events, (1, FEW + 1))
+        texts = {"domain": names.gather(columns["domain"]), "state": pl.Series(STATES).gather(state)}
+        frames.append(
+            pl.DataFrame({**columns, **texts}).select(pl.col(name).cast(TYPES[name]) for name in TYPES if name in columns or name in texts)
+        )
+    if not frames:
+        raise DataError("nothing to score", "events of this part in these domains", "choose another part or other domains")
+    return pl.concat(frames)
+
+
+def _kind(dataset: Dataset, part: str, candidates: str) -> Literal["lists", "full", "sampled"]:
+    if candidates == "auto":
+        return "full" if dataset.candidates(part) is None else "lists"
+    if candidates not in ("lists", "full", "sampled"):
+        raise ConfigError(
+            f"candidates {candidates!r}", "auto, lists, full or sampled", nearest(candidates, ("auto", "lists", "full", "sampled"))
+        )
+    return candidates
+
+
+def _list_names(dataset: Dataset, part: str, kind: str, sampled: int, domains: tuple[int, ...]) -> dict[str, str]:
+    names = [dataset.schema.domain_names[d] for d in domains]
+    given = dataset.candidates(part)
+    if kind == "sampled" or given is None:
+        return dict.fromkeys(names, f"{sampled} sampled items")
+    return {name: given.names.get(name, given.name) for name in names}
+
+
+def _device(model: Model) -> torch.device:
+    """Where the model's weights are."""
+    return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
+
+
+@contextmanager
+def _scoring(model: Model) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before comes back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
