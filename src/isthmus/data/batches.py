@@ -219,7 +219,7 @@ class _Order:
         if self.shuffle:
             first = epoch * self.total + step * self.plan.batch_size
             last = min(first + self.plan.batch_size, (epoch + 1) * self.total)
-            begin, end = self._dealt(first), self._dealt(last)
+            begin, end = dealt(self.share, first), dealt(self.share, last)
         else:
             first = step * self.plan.batch_size
             begin, end = (np.clip(n - self.before, 0, self.size) for n in (first, first + self.plan.batch_size))
@@ -234,21 +234,6 @@ class _Order:
         offsets = np.zeros(self.domains + 1, np.int64)
         offsets[self.domain + 1] = count
         return position if self.subset is None else self.subset[position], tuple(np.cumsum(offsets).tolist())
-
-    def _dealt(self, total: int) -> np.ndarray:
-        """(A,) rows that each stream has given among the first ``total``.
-
-        Row k of a stream with share s is due at (k + 1/2) / s; the first ``total`` rows due are dealt (ties to
-        the lower domain index).  A count is never further than the number of streams from its share, so that
-        only a few rows of each need to be looked at.
-        """
-        slack = len(self.share)
-        sure = np.maximum(np.floor(self.share * (total - slack)), 0).astype(np.int64)
-        open_ = np.floor(self.share * (total + slack) + 1).astype(np.int64) - sure
-        stream = np.repeat(np.arange(len(sure)), open_)
-        number = np.arange(len(stream)) + np.repeat(sure - (np.cumsum(open_) - open_), open_)
-        due = np.argsort((number + 0.5) / self.share[stream], kind="stable")
-        return sure + np.bincount(stream[due[: total - int(sure.sum())]], minlength=len(sure))
 
 
 @dataclass(frozen=True)
@@ -321,8 +306,38 @@ def _histories(
     return out
 
 
+def dealt(share: np.ndarray, total: int) -> np.ndarray:
+    """How many of the first ``total`` rows come from each stream, by Webster's rule.
+
+    Row k of a stream with share s is due at (k + 1/2) / s; the first ``total`` rows due are dealt (ties to the
+    earlier stream).  A count is never further than the number of streams from its share, so that only a few
+    rows of each stream need to be looked at.
+
+    Args:
+        share: (A,) positive, summing to 1.
+        total: 0 or more.
+
+    Returns:
+        (A,) int64, summing to ``total``.
+    """
+    sure = np.maximum(np.floor(share * (total - len(share))), 0).astype(np.int64)
+    open_ = np.floor(share * (total + len(share)) + 1).astype(np.int64) - sure
+    stream = np.repeat(np.arange(len(share)), open_)
+    number = np.arange(len(stream)) + np.repeat(sure - (np.cumsum(open_) - open_), open_)
+    due = np.argsort((number + 0.5) / share[stream], kind="stable")
+    return sure + np.bincount(stream[due[: total - int(sure.sum())]], minlength=len(share))
+
+
 def take_context(column: Any, position: np.ndarray) -> np.ndarray:
-    """Rows of a context column: (B,), or (B, M) padded with 0 for a multi-valued one (offsets and flat codes)."""
+    """Some rows of a context column of ``Rows``.
+
+    Args:
+        column: (N,) codes or numbers; multi-valued: (N + 1,) offsets and the flat codes.
+        position: (B,) rows.
+
+    Returns:
+        (B,), or (B, M) codes padded with 0 for a multi-valued one.
+    """
     if isinstance(column, np.ndarray):
         return column.take(position)
     offsets, codes = column
