@@ -16,13 +16,14 @@ from isthmus.schema import Field
 TEXTUAL = (pl.String, pl.Categorical, pl.Enum)
 
 
-def lazy(frame: Any, columns: Iterable[str] | None, what: str) -> pl.LazyFrame:
+def lazy(frame: Any, columns: Iterable[str], what: str, *, rest: bool = False) -> pl.LazyFrame:
     """The named columns of any frame, lazily.
 
     Args:
         frame: a polars, pandas, pyarrow, ... frame, or a lazy one.
-        columns: the columns wanted, of which a name may come twice; None for all.
+        columns: the columns wanted; a name may come twice.
         what: what the frame is, for messages.
+        rest: all other columns too.
 
     Raises:
         ColumnError: a column is missing, or mixes types; or this is no frame.
@@ -34,7 +35,7 @@ def lazy(frame: Any, columns: Iterable[str] | None, what: str) -> pl.LazyFrame:
             present = wrapped.collect_schema().names()
         except (TypeError, NotImplementedError) as error:
             raise ColumnError(f"{what} came as {type(frame).__name__}", "a polars, pandas or pyarrow frame", "convert it first") from error
-        wanted = present if columns is None else list(dict.fromkeys(columns))
+        wanted = list(dict.fromkeys([*columns, *(present if rest else ())]))
         for name in wanted:
             if name not in present:
                 raise ColumnError(f"{what} have no column {name!r}", f"one of {present}", nearest(name, present))
@@ -169,3 +170,20 @@ def locate(values: pl.Series, ids: pl.Series) -> np.ndarray:
     known = pl.DataFrame({"id": ids}).with_row_index("place")
     place = pl.DataFrame({"id": values}).join(known, on="id", how="left", maintain_order="left")["place"]
     return place.cast(pl.Int32).fill_null(-1).to_numpy()
+
+
+def take_lists(offsets: np.ndarray, flat: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some of N lists, in the order asked for.
+
+    Args:
+        offsets: (N + 1,) int64.
+        flat: the lists end to end.
+        rows: (M,) which lists.
+
+    Returns:
+        (M + 1,) int64 offsets, and the lists end to end.
+    """
+    length = np.diff(offsets)[rows]
+    chosen = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    place = np.arange(chosen[-1]) + np.repeat(offsets[rows] - chosen[:-1], length)
+    return chosen, flat[place]

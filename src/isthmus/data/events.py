@@ -109,10 +109,8 @@ def _original(column: ContextColumn, chosen: np.ndarray) -> pl.Series:
         return pl.Series(column.values[chosen]).fill_nan(None)
     if column.offsets is None:
         return column.values.gather(pl.Series(column.index[chosen]).replace(-1, None))
-    length = np.diff(column.offsets)[chosen]
-    before = np.cumsum(length) - length
-    place = np.arange(length.sum()) + np.repeat(column.offsets[chosen] - before, length)
-    flat = pl.DataFrame({"row": np.repeat(np.arange(len(chosen)), length), "value": column.values.gather(column.index[place])})
+    offsets, index = col.take_lists(column.offsets, column.index, chosen)
+    flat = pl.DataFrame({"row": np.repeat(np.arange(len(chosen)), np.diff(offsets)), "value": column.values.gather(index)})
     rows = pl.DataFrame({"row": np.arange(len(chosen))})
     lists = rows.join(flat.group_by("row", maintain_order=True).agg("value"), on="row", how="left", maintain_order="left")
     return lists["value"].fill_null(pl.Series([[]], dtype=lists["value"].dtype).first())

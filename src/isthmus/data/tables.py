@@ -38,13 +38,12 @@ def side_table(
         if fields:
             raise ConfigError(f"fields {names} of {what} without their table", f"{what}=<a frame>", "give the table, or no fields")
         return None, ()
-    if "id" in names:
-        raise ConfigError(f"a field of the {what} named 'id'", "another name: the table's ids get this one", "rename the column")
-    rows = col.lazy(frame, [id_name, *names] if names else None, what)
+    rows = col.lazy(frame, [id_name, *names], what, rest=not names)
     with col.reading(what):
         dtypes = rows.collect_schema()
-        fields = fields or [name for name in dtypes if name != id_name]
-        described = col.as_fields(fields, dtypes)
+        described = col.as_fields(fields or [name for name in dtypes if name != id_name], dtypes)
+        if "id" in (f.name for f in described):
+            raise ConfigError(f"a field of the {what} named 'id'", "another name: the table's ids get this one", "rename the column")
         ids = col.id_column(id_name, dtypes[id_name], what).alias("id")
         table = rows.select(ids, *(col.field_column(f, dtypes[f.name]) for f in described)).collect(engine="streaming")
     table = table.with_columns(as_ids(table["id"], dtype, what))
