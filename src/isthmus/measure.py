@@ -37,7 +37,7 @@ class Scored(Protocol):
     """What is read of ``isthmus.score.Scores``.
 
     Attributes:
-        frame: columns group, user, domain, label, score; state where known; rank and relevant when kind is "full".
+        frame: columns group, user, item, domain, label, score; state and relevant where known; rank when kind is "full".
         kind: "rows", "lists", "sampled" or "full".
         lists: the name of the candidate lists in each domain, or None.
     """
@@ -127,7 +127,7 @@ def check(scores: Scored, judges: Sequence[Metric]) -> None:
         DataError: see ``measure``.
     """
     frame = scores.frame
-    for column in ("group", "user", "domain", "label", "score", *(("rank", "relevant") if scores.kind == "full" else ())):
+    for column in ("group", "user", "domain", "label", "score", *(("rank",) if scores.kind == "full" else ())):
         if column not in frame.columns:
             raise ColumnError(f"scores without the column {column!r}", f"it, for scores of kind {scores.kind!r}", "score again")
     if not frame.height:
@@ -164,7 +164,7 @@ def _slice(domain: str, state: str, frame: pl.DataFrame, full: bool) -> Slice:
     group = (frame["group"].rank("dense").to_numpy().astype(np.int64)) - 1
     label, score = (frame[name].cast(pl.Float64).to_numpy() for name in ("label", "score"))
     rank = frame["rank"].cast(pl.Float64).to_numpy() if full else None
-    relevant = frame["relevant"].cast(pl.Int64).to_numpy() if full else None
+    relevant = frame["relevant"].cast(pl.Int64).to_numpy() if "relevant" in frame.columns else None
     return Slice(domain, state, Table(user.astype(np.int64).reshape(-1), group, label, score, len(users), rank, relevant), users)
 
 

@@ -23,9 +23,10 @@ class Table:
         label: (N,) 0/1, or ratings.
         score: (N,) higher is better; logits or ratings.
         users: number of users.
-        rank: (N,) exact 1-based rank in the whole catalogue, for rankings of which only the top is stored;
-            tied items share their mean rank.  None: the rows of a group are all that is ranked.
-        relevant: (N,) the group's number of positives, with ``rank``.
+        rank: (N,) exact 1-based rank in the whole catalogue, for rankings of which only the first places and the positives
+            are stored; tied items share their mean rank; infinite: outside the catalogue.  None: the rows of a group are
+            all that is ranked.
+        relevant: (N,) the group's number of positives, listed or not.  None: all are listed.
     """
 
     user: Ints
@@ -52,7 +53,7 @@ class Table:
             label, score: (N,) numbers.
             group: (N,) any ids; None: all rows are one group.
             user: (N,) any ids; None: every group is a user.
-            rank, relevant: (N,), both or none.
+            rank, relevant: (N,), see the class.
         """
         labels = np.asarray(label, np.float64)
         groups = _dense(np.zeros(len(labels)) if group is None else group)
@@ -83,10 +84,15 @@ class Table:
         return user
 
     @cached_property
+    def group_positives(self) -> Ints:
+        """(G,) number of positive rows of each group."""
+        return np.bincount(self.group[self.label > 0], minlength=self.groups).astype(np.int64)
+
+    @cached_property
     def group_relevant(self) -> Ints:
-        """(G,) number of positives of each group."""
+        """(G,) number of positives of each group, listed or not."""
         if self.relevant is None:
-            return np.bincount(self.group[self.label > 0], minlength=self.groups).astype(np.int64)
+            return self.group_positives
         relevant = np.zeros(self.groups, np.int64)
         relevant[self.group] = self.relevant
         return relevant
@@ -132,18 +138,30 @@ class Blocks:
 
     @classmethod
     def exact(cls, table: Table) -> Blocks:
-        """Places the positives at their stored ranks; other rows are not needed.
+        """Places the positives at their stored ranks; infinite ones are never found.
 
-        How many negatives tie with a positive is not stored: positives of equal rank make the smallest block
-        whose mean rank is theirs.  Exact when positives tie with nothing but each other.
+        Of each group the first places are stored whole, down to its last stored negative at least.  A tie that begins there is
+        known: its mean rank and the number of rows before it give its size, even when it reaches beyond what is stored.  Of a tie
+        further down only the mean rank is known: its positives make the smallest block of that mean rank, exact when they tie
+        with nothing but each other.
         """
         assert table.rank is not None
-        kept = np.flatnonzero(table.label > 0)
+        kept = np.flatnonzero(~np.isnan(table.rank))
         kept = kept[np.lexsort((table.rank[kept], table.group[kept]))]
-        group, rank = table.group[kept], table.rank[kept]
+        group, rank, positive = table.group[kept], table.rank[kept], table.label[kept] > 0
         start = _starts(group, rank)
-        size = np.diff(start, append=len(kept))
-        return cls(group[start], rank[start] - (size + 1) / 2, size, size)
+        stored = np.diff(start, append=len(kept))
+        positives = np.add.reduceat(positive.astype(np.int64), start) if len(kept) else start
+        last = np.full(table.groups, -np.inf)  # rank of each group's last stored negative: where the first places end
+        np.maximum.at(last, group[~positive], rank[~positive])
+        group, rank = group[start], rank[start]
+        before = start - start[np.searchsorted(group, group)]
+        size = np.where(rank <= last[group], 2 * (rank - before) - 1, 0)
+        known = (size == stored) | ((size > stored) & (rank == last[group]))
+        above = np.where(known, before, rank - (positives + 1) / 2)
+        size = np.where(known, size, positives).astype(np.int64)
+        hit = positives > 0
+        return cls(group[hit], above[hit], size[hit], positives[hit])
 
     @cached_property
     def first(self) -> Ints:

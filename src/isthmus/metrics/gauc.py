@@ -39,11 +39,12 @@ class GAUC(PerGroup):
         blocks = table.blocks
         negatives = blocks.size - blocks.positives
         before = np.cumsum(blocks.positives) - blocks.positives  # positives of earlier blocks, over all groups
-        earlier = np.cumsum(table.group_relevant) - table.group_relevant  # of them, those of earlier groups
+        positives = table.group_positives
+        earlier = np.cumsum(positives) - positives  # of them, those of earlier groups
         won = negatives * (before - earlier[blocks.group] + 0.5 * blocks.positives)
-        pairs = table.group_relevant * (np.bincount(table.group, minlength=table.groups) - table.group_relevant)
+        pairs = positives * (np.bincount(table.group, minlength=table.groups) - positives)
         total = sums(blocks.group, won, table.groups)
         return np.divide(total, pairs, out=np.full(table.groups, np.nan), where=pairs > 0)
 
     def group_weight(self, table: Table) -> Floats:
-        return table.group_relevant.astype(np.float64)
+        return table.group_positives.astype(np.float64)

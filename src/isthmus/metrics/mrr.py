@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal, final
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import digamma
 
 from isthmus.metrics._base import PerGroup
 from isthmus.metrics._table import Floats, Ints, Table, sums
@@ -42,11 +42,19 @@ class MRR(PerGroup):
 
 def _expected(above: Floats, size: Ints, positives: Ints, k: int | None) -> Floats:
     """(F,) expected reciprocal rank of the first positive of each block."""
-    terms = size - positives + 1
-    block = np.repeat(np.arange(len(size)), terms)
-    j = np.arange(len(block)) - np.repeat(np.cumsum(terms) - terms, terms) + 1
-    t, m = size[block], positives[block]
-    log_p = gammaln(t - j + 1) - gammaln(t - j - m + 2) - gammaln(m) - (gammaln(t + 1) - gammaln(m + 1) - gammaln(t - m + 1))
-    rank = above[block] + j
-    gain = np.exp(log_p) / rank if k is None else np.where(rank <= k, np.exp(log_p) / rank, 0.0)
-    return sums(block, gain, len(size))
+    end = above + size if k is None else np.clip(k, above, above + size)
+    value = np.zeros(len(size))
+    found, one = np.isfinite(above), positives == 1
+    alone = found & one  # the mean of 1 / rank over the block's places: a difference of harmonic numbers
+    value[alone] = (digamma(end[alone] + 1) - digamma(above[alone] + 1)) / size[alone]
+    rest = np.flatnonzero(found & ~one)
+    blocks, place = np.unique(np.stack([above[rest], size[rest], positives[rest], end[rest]]), axis=1, return_inverse=True)
+    value[rest] = np.array([_first_of(*block) for block in blocks.T])[place.reshape(-1)] if len(rest) else 0.0
+    return value
+
+
+def _first_of(above: float, size: float, positives: float, end: float) -> float:
+    """Expected reciprocal rank of the first of several positives of one block, 0 beyond ``end``."""
+    j = np.arange(1, min(size - positives + 1, np.floor(end - above)) + 1)
+    skipped = np.concatenate(([0.0], np.log1p(-positives / (size - j[:-1] + 1))))  # log chance that place j holds no positive either
+    return float((np.exp(np.cumsum(skipped)) * positives / (size - j + 1) / (above + j)).sum())

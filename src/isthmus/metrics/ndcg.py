@@ -32,7 +32,8 @@ class NDCG(PerGroup):
 
     def per_group(self, table: Table) -> Floats:
         blocks, relevant = table.blocks, table.group_relevant
-        last = max(float(np.max(blocks.above + blocks.size, initial=1)), float(relevant.max(initial=1)))
+        end = blocks.above + blocks.size
+        last = max(float(np.max(end, initial=1, where=np.isfinite(end))), float(relevant.max(initial=1)))
         places = int(np.ceil(last)) if self.k is None else self.k
         total = np.concatenate(([0.0], np.cumsum(1 / np.log2(np.arange(places) + 2))))  # discounts of the first 0, 1, 2, ... places
 
@@ -40,7 +41,7 @@ class NDCG(PerGroup):
             """Between whole places (the mean rank of a tie) the line between them."""
             return np.interp(n, np.arange(places + 1), total)
 
-        mean = (discounts(blocks.above + blocks.size) - discounts(blocks.above)) / blocks.size
+        mean = (discounts(end) - discounts(blocks.above)) / blocks.size
         gain = sums(blocks.group, blocks.positives * mean, table.groups)
         ideal = discounts(relevant.astype(np.float64))
         return np.divide(gain, ideal, out=np.full(table.groups, np.nan), where=relevant > 0)
