@@ -47,7 +47,7 @@ class Negatives:
             for d, catalogue in zip(domains, catalogues, strict=True)
         ]
         self.n = n
-        self._seen, self._users, self._items = dataset.seen, dataset.schema.user.size, dataset.schema.item.size
+        self._known, self._items = dataset.known, dataset.schema.item.size
         self._size = np.array([len(c) for c in catalogues], np.int64)
         self._start = np.append(0, np.cumsum(self._size))
         self._item = np.concatenate(catalogues)
@@ -104,8 +104,7 @@ class Negatives:
     def _refused(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, row: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Which places hold the row's positive, or an item its user is known to have chosen."""
         item = self._item[place]
-        known = self._seen.contains((domain * self._users + user)[row], item[:, None])[:, 0]
-        return known | (item == positive[row])
+        return self._known(user[row], domain[row], item[:, None])[:, 0] | (item == positive[row])
 
     def _listed(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A place for each entry of ``row``, drawn from the list of all that is allowed (users who know most of a catalogue)."""
@@ -128,7 +127,7 @@ class Negatives:
         item = np.broadcast_to(self._item[ours], (len(user), int(self._size[domain])))
         weight = np.broadcast_to(self._weight[ours], item.shape)
         other = weight * (item != positive[:, None])
-        unknown = other * ~self._seen.contains(domain * self._users + user, item)
+        unknown = other * ~self._known(user, domain, item)
         share = np.where(unknown.any(1, keepdims=True), unknown, other)
         return np.where(share.any(1, keepdims=True), share, weight)
 
@@ -155,7 +154,8 @@ def _alias(weight: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
     """
     mean = weight / weight.mean() if len(weight) else weight
     keep, alias = np.ones(len(weight)), np.arange(len(weight))
-    light, heavy = np.flatnonzero(mean < 1), np.flatnonzero(mean >= 1)
+    bar = min(1.0, mean.max(initial=0))  # rounding may leave every bucket just below 1
+    light, heavy = np.flatnonzero(mean < bar), np.flatnonzero(mean >= bar)
     if light.size:
         lack = np.append(0.0, np.cumsum(1 - mean[light]))
         spare = np.cumsum(mean[heavy] - 1)
