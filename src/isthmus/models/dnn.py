@@ -4,7 +4,10 @@ Covington, Adams, Sargin: Deep Neural Networks for YouTube Recommendations, RecS
 embedded ids, averaged watches, an MLP).  Trained on one domain it is the single-domain control; trained on all of
 them it is the "mixed" baseline of the multi-domain papers.
 
-Deviation: the candidate also meets the averaged history by an elementwise product (see ``Inputs``).
+    logit = MLP([user, context, domain, mean of watched items, candidate, products])
+
+Deviations: the candidate also meets the averaged history and the user's id by elementwise products (see ``Inputs``);
+the label's own loss stands in place of expected watch time.
 """
 
 from __future__ import annotations

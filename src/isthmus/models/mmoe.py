@@ -3,9 +3,12 @@
 Ma, Zhao, Yi, Chen, Hong, Chi: Modeling Task Relationships in Multi-task Learning with Multi-gate
 Mixture-of-Experts, KDD 2018; with domains in the place of tasks.
 
-    y_d = h_d(f_d(x)),   f_d(x) = sum_i g_d(x)_i f_i(x),   g_d(x) = softmax(W_d x)        (eq. 6-7)
+    y_d    = h_d(f_d(x))                                                                 (tower)
+    f_d(x) = sum_i g_d(x)_i f_i(x)                                                       (mixture)
+    g_d(x) = softmax(W_d x)                                                              (gate)
 
 The paper computes every task's gate and tower for every row; a row here has one domain and meets its own alone.
+Deviation: ``Inputs`` gives every model here the same x.
 """
 
 from __future__ import annotations
@@ -61,6 +64,6 @@ class MMoE(Model):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
         x, offsets = self.inputs(batch).flatten(0, 1), batch.item_offsets
-        gate = self.gate(x, offsets).softmax(-1)  # eq. 7
-        mixed = torch.bmm(gate[:, None], self.experts(x)).squeeze(1)  # eq. 6
-        return Output(self.towers(mixed, offsets).view(batch.item.shape))
+        gate = self.gate(x, offsets).softmax(-1)  # gate
+        mixed = torch.bmm(gate[:, None], self.experts(x)).squeeze(1)  # mixture
+        return Output(self.towers(mixed, offsets).view(batch.item.shape))  # tower

@@ -3,12 +3,16 @@
 Tang, Liu, Zhao, Gong: Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for Personalized
 Recommendations, RecSys 2020; with domains in the place of tasks.
 
-One level (customised gate control, eq. 1-4):  g_d(x) = w_d(x) S_d(x),  w_d(x) = softmax(W_d x), where S_d(x) stacks
-the domain's own experts and the shared ones.  In every level but the last, the shared input of the next level is
-mixed by a shared gate (eq. 6).
+    S_d(x) = [own experts of d; shared experts]                                          (selection)
+    g_d(x) = w_d(x) S_d(x),   w_d(x) = softmax(W_d x)                                    (CGC gate)
+    x_d of the next level = g_d;   its shared input = g_s(x) = softmax(W_s x) [all experts]   (shared gate)
+    y_d    = t_d(g_d) at the last level                                                  (tower)
 
-Deviation: the paper's shared gate mixes ALL tasks' experts.  A row here belongs to one domain, so its shared gate
-mixes the shared experts and its own domain's: nothing is computed in other domains' experts.
+With one level this is CGC.  The last level has no shared gate: nothing would read it.
+
+Deviation: the paper's shared gate mixes ALL domains' experts, which would run every row through every domain.  Here its
+softmax is taken over those experts that the row runs: its own domain's and the shared ones.  W_s keeps a column for every
+expert of every domain, so this is the paper's gate with the absent experts masked.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
+from isthmus.errors import ConfigError
 from isthmus.layers.domain import DomainLinear, DomainMLP, Experts
 from isthmus.layers.features import Inputs
 from isthmus.model import Model
@@ -27,20 +32,24 @@ from isthmus.schema import Schema
 
 
 class _Level(nn.Module):
-    """One extraction level: (own, shared) inputs -> (own, shared) mixtures."""
+    """One extraction level: own input and shared input (N, width) -> own and shared mixtures (N, last hidden width)."""
 
-    def __init__(self, domains: int, width: int, hidden: Sequence[int], own: int, shared: int, dropout: float, last: bool) -> None:
+    def __init__(self, domains: int, width: int, hidden: Sequence[int], *, own: int, shared: int, dropout: float, last: bool) -> None:
         super().__init__()
         self.own = nn.ModuleList(DomainMLP(domains, width, hidden, out=None, dropout=dropout) for _ in range(own))
         self.shared = Experts(shared, width, hidden, dropout=dropout)
         self.gate = DomainLinear(domains, width, own + shared, bias=False)
-        self.shared_gate = None if last else nn.Linear(width, own + shared, bias=False)
+        self.shared_gate = None if last else nn.Linear(width, shared, bias=False)
+        self.shared_gate_own = None if last else DomainLinear(domains, width, own, bias=False)
         self.width = self.shared.width
 
     def forward(self, own: Tensor, shared: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
-        experts = torch.cat([torch.stack([e(own, offsets) for e in self.own], 1), self.shared(shared)], 1)  # eq. 2: S_d(x)
-        mixed = _mix(self.gate(own, offsets), experts)  # eq. 1
-        return mixed, mixed if self.shared_gate is None else _mix(self.shared_gate(shared), experts)  # eq. 6
+        experts = torch.cat([torch.stack([e(own, offsets) for e in self.own], 1), self.shared(shared)], 1)  # selection
+        mixed = _mix(self.gate(own, offsets), experts)  # CGC gate
+        if self.shared_gate is None or self.shared_gate_own is None:
+            return mixed, shared
+        gate = torch.cat([self.shared_gate_own(shared, offsets), self.shared_gate(shared)], 1)
+        return mixed, _mix(gate, experts)  # shared gate
 
 
 def _mix(gate: Tensor, experts: Tensor) -> Tensor:
@@ -54,10 +63,10 @@ class PLE(Model):
     Args:
         schema: of an encoded data set.
         dim: width of a field's vector.
-        levels: extraction levels, 1 or more (one level is CGC).
+        levels: 1 or more: extraction networks, then one CGC.
         own: experts of each domain's own, per level.
         shared: shared experts, per level.
-        hidden: widths of an expert's layers.
+        hidden: widths of an expert's layers, in every level.
         tower: widths of the towers' hidden layers.
         dropout: share of activations dropped in training.
         id_dropout: share of ids replaced by "unknown" in training.
@@ -71,21 +80,23 @@ class PLE(Model):
         schema: Schema,
         *,
         dim: int = 16,
-        levels: int = 1,
+        levels: int = 2,
         own: int = 1,
         shared: int = 2,
-        hidden: Sequence[int] = (128, 64),
+        hidden: Sequence[int] = (64,),
         tower: Sequence[int] = (32,),
         dropout: float = 0.0,
         id_dropout: float = 0.05,
     ) -> None:
         super().__init__(schema)
+        if min(levels, own, shared) < 1:
+            raise ConfigError(f"levels = {levels}, own = {own}, shared = {shared}", "numbers of at least 1", "raise the one below 1")
         domains = len(schema.domains)
         self.inputs = Inputs(schema, dim, id_dropout=id_dropout)
         self.levels = nn.ModuleList()
         width = self.inputs.width
-        for number in range(levels):
-            self.levels.append(_Level(domains, width, hidden, own, shared, dropout, last=number == levels - 1))
+        for level in range(1, levels + 1):
+            self.levels.append(_Level(domains, width, hidden, own=own, shared=shared, dropout=dropout, last=level == levels))
             width = hidden[-1]
         self.towers = DomainMLP(domains, width, tower, dropout=dropout)
 
@@ -95,4 +106,4 @@ class PLE(Model):
         mine = common = self.inputs(batch).flatten(0, 1)
         for level in self.levels:
             mine, common = level(mine, common, offsets)
-        return Output(self.towers(mine, offsets).view(batch.item.shape))
+        return Output(self.towers(mine, offsets).view(batch.item.shape))  # tower

@@ -1,6 +1,10 @@
 """Shared-Bottom: one bottom for all domains, a tower for each.
 
 Caruana: Multitask Learning, Machine Learning 28, 1997; with domains in the place of tasks.
+
+    y_d = h_d(f(x)),   f shared by all domains, h_d the domain's own tower
+
+The hidden layers are those of DNN, the last of them in the towers.
 """
 
 from __future__ import annotations

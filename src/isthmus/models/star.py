@@ -2,11 +2,16 @@
 
 Sheng et al.: One Model to Serve All: Star Topology Adaptive Recommender for Multi-Domain CTR Prediction, CIKM 2021.
 
-Partitioned normalisation (eq. 3-6): statistics of the domain's own rows, gain gamma * gamma_d, offset beta + beta_d.
-Star topology network (eq. 8):       W*_d = W_d (elementwise product) W,   b*_d = b_d + b.
-Auxiliary network (eq. 9):           logit = s_star + s_aux, where s_aux reads the domain indicator's embedding and x.
+    x'  = gamma * gamma_d * (x - mean_d) / sqrt(var_d + eps) + beta + beta_d             (partitioned normalisation)
+    W*_d = W_d * W (elementwise),   b*_d = b_d + b                                       (star)
+    logit = s_star(x') + s_aux(domain indicator, x)                                      (auxiliary network)
 
-The domain's factors start at 1 (weights) and 0 (biases): at first every domain is the shared network.
+Mean and variance are those of the domain's own rows in training, and their running averages after it.
+
+Deviations: the domain's own factors start at 1 (weights) and 0 (biases), so that at first every domain is the shared
+network; x holds a domain embedding already (see ``Inputs``), which the normalisation cancels within a domain.
+Cost: the products W_d * W are D small matrices per step, whatever the number of rows (measured as in Cross-Stitch: 100
+domains take 1.3 times the CPU time of 3).
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
@@ -28,7 +34,7 @@ from isthmus.schema import Schema
 
 
 class _PartitionedNorm(nn.Module):
-    """Batch norm with each domain's own statistics and a shared gain and offset beside its own (eq. 3-6)."""
+    """Batch norm with each domain's own statistics and a shared gain and offset beside its own."""
 
     def __init__(self, domains: int, width: int) -> None:
         super().__init__()
@@ -38,12 +44,12 @@ class _PartitionedNorm(nn.Module):
         self.domain_bias = nn.Parameter(torch.zeros(domains, width))
 
     def forward(self, x: Tensor, offsets: Sequence[int], domain: Tensor) -> Tensor:
-        gain = (self.weight * self.domain_weight)[domain]
-        return self.norm(x, offsets) * gain + (self.bias + self.domain_bias)[domain]
+        gain, offset = self.weight * self.domain_weight, self.bias + self.domain_bias
+        return self.norm(x, offsets) * F.embedding(domain, gain) + F.embedding(domain, offset)
 
 
 class _StarLinear(nn.Module):
-    """A linear layer whose weight is the domain's times the shared one (eq. 8)."""
+    """A linear layer whose weight is the domain's times the shared one."""
 
     def __init__(self, domains: int, width: int, out: int) -> None:
         super().__init__()
@@ -52,7 +58,7 @@ class _StarLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(domains, out))
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
-        return grouped_linear(x, offsets, self.weight * self.shared.weight, self.bias + self.shared.bias)
+        return grouped_linear(x, offsets, self.weight * self.shared.weight, self.bias + self.shared.bias)  # star
 
 
 class STAR(Model):
@@ -96,9 +102,9 @@ class STAR(Model):
         """Logits (B, C)."""
         x, offsets = self.inputs(batch).flatten(0, 1), batch.item_offsets
         domain = batch.domain[:, None].expand_as(batch.item).flatten()
-        h = x if self.norm is None else self.norm(x, offsets, domain)
+        h = x if self.norm is None else self.norm(x, offsets, domain)  # partitioned normalisation
         for layer in self.layers[:-1]:
             h = self.dropout(layer(h, offsets).relu())
         star = self.layers[-1](h, offsets)
-        aux = self.auxiliary(torch.cat([self.indicator(domain + 1), x], 1))  # eq. 9
-        return Output((star + aux).view(batch.item.shape))
+        aux = self.auxiliary(torch.cat([self.indicator(domain + 1), x], 1))
+        return Output((star + aux).view(batch.item.shape))  # auxiliary network
