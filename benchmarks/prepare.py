@@ -1,0 +1,119 @@
+"""Rows per second and peak memory of preparing a large log: read_events, split, encode.
+
+    python benchmarks/prepare.py                 # 20 million rows
+    python benchmarks/prepare.py --rows 2000000
+
+Prints rows/s, the peak resident memory, and the time relative to polars reading and writing the same rows.  The
+exit code is 1 when 20 million rows or fewer take more than 2 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+USERS, ITEMS, DOMAINS = 1_000_000, 300_000, 3
+CHUNK = 1_000_000
+LIMIT, LIMIT_ROWS = 2048, 20_000_000  # MiB of memory allowed, up to so many rows
+START, SPAN = 1_700_000_000, 90 * 86_400
+
+
+def make_log(folder: Path, rows: int) -> None:
+    """Writes the log: skewed users and items, clicks at 30%, times that ascend from file to file."""
+    for number, begin in enumerate(range(0, rows, CHUNK)):
+        rng = np.random.default_rng(number)
+        n = min(CHUNK, rows - begin)
+        now = START + SPAN * begin // rows
+        frame = pl.DataFrame(
+            {
+                "uid": (rng.random(n) ** 2 * USERS).astype(np.int64),
+                "iid": (rng.random(n) ** 2 * ITEMS).astype(np.int64),
+                "market": rng.integers(0, DOMAINS, n),
+                "click": (rng.random(n) < 0.3).astype(np.int8),
+                "ts": np.sort(rng.integers(now, now + SPAN * n // rows + 1, n)),
+            }
+        )
+        texts = (pl.format("user-{}", "uid"), pl.format("item-{}", "iid"), pl.format("market-{}", "market"))
+        frame.with_columns(t.alias(name) for t, name in zip(texts, ("uid", "iid", "market"), strict=True)).write_parquet(
+            folder / f"{number:04d}.parquet"
+        )
+
+
+def prepare(log: Path, out: Path) -> None:
+    """The library's own work."""
+    from isthmus.data import split
+    from isthmus.data.encode import encode
+    from isthmus.data.events import read_events
+
+    clock = time.perf_counter()
+
+    def say(what: str) -> None:
+        nonlocal clock
+        print(f"  {what:<12} {time.perf_counter() - clock:6.1f} s   peak so far {peak_mib():6.0f} MiB", flush=True)
+        clock = time.perf_counter()
+
+    say("import")
+    events = read_events(pl.scan_parquet(log / "*.parquet"), user="uid", item="iid", domain="market", label="click", time="ts")
+    say("read_events")
+    parts = split.global_time(events)
+    say("split")
+    encode(events, parts, out)
+    say("encode")
+
+
+def copy(log: Path, out: Path) -> None:
+    """Polars reading and writing the same rows."""
+    out.mkdir()
+    pl.scan_parquet(log / "*.parquet").sink_ipc(out / "copy.arrow", compression="uncompressed", engine="streaming")
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def child(what: str, log: Path, out: Path) -> tuple[float, float]:
+    """Runs one job in a fresh process: seconds, and peak memory in MiB."""
+    result = subprocess.run([sys.executable, __file__, "--child", what, str(log), str(out)], stdout=subprocess.PIPE, text=True, check=True)
+    *lines, last = result.stdout.strip().splitlines()
+    print("\n".join(lines), flush=True)
+    seconds, peak = last.split()
+    return float(seconds), float(peak)
+
+
+def main() -> int:
+    """Makes the log, prepares it, and prints one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=LIMIT_ROWS)
+    parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
+    parser.add_argument("--child", nargs=3, metavar=("JOB", "LOG", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        job, log, out = options.child
+        begin = time.perf_counter()
+        {"prepare": prepare, "copy": copy}[job](Path(log), Path(out))
+        print(time.perf_counter() - begin, peak_mib())
+        return 0
+    with tempfile.TemporaryDirectory(prefix="isthmus-benchmark-", dir=options.folder) as name:
+        folder = Path(name)
+        (folder / "log").mkdir()
+        make_log(folder / "log", options.rows)
+        seconds, peak = child("prepare", folder / "log", folder / "data")
+        copied, copy_peak = child("copy", folder / "log", folder / "copy")
+    print(
+        f"{options.rows:,} rows: {options.rows / seconds:,.0f} rows/s, peak {peak:,.0f} MiB, "
+        f"{seconds / copied:.1f} times polars reading and writing them ({copied:.1f} s, peak {copy_peak:,.0f} MiB)"
+    )
+    return int(options.rows <= LIMIT_ROWS and peak > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
