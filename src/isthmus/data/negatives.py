@@ -83,12 +83,13 @@ class Negatives:
             raise DataError("rows of a domain that shows no item", "a catalogue for every domain in use", "check the items shown by domain")
         row = np.repeat(np.arange(len(user)), self.n)
         place = self._draw(domain[row], rng)
-        open_ = np.flatnonzero(self._refused(user, domain, positive, row, place))
+        open_ = np.flatnonzero(self._refused(user, domain, positive, place.reshape(-1, self.n)))
         for _ in range(TRIES):
             if not open_.size:
                 break
-            place[open_] = self._draw(domain[row[open_]], rng)
-            open_ = open_[self._refused(user, domain, positive, row[open_], place[open_])]
+            at = row[open_]
+            place[open_] = self._draw(domain[at], rng)
+            open_ = open_[self._refused(user[at], domain[at], positive[at], place[open_, None])[:, 0]]
         if open_.size:
             place[open_] = self._listed(user, domain, positive, row[open_], rng)
         log_q = np.concatenate([self._log_q_of(domain, positive)[:, None], self._log_q[place].reshape(-1, self.n)], axis=1)
@@ -101,10 +102,10 @@ class Negatives:
         place = self._start[domain] + bucket
         return np.where(point - bucket < self._keep[place], place, self._alias[place])
 
-    def _refused(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, row: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """Which places hold the row's positive, or an item its user is known to have chosen."""
+    def _refused(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """(b, k): which places (b, k) hold their row's positive, or an item that its user is known to have chosen."""
         item = self._item[place]
-        return self._known(user[row], domain[row], item[:, None])[:, 0] | (item == positive[row])
+        return self._known(user, domain, item) | (item == positive[:, None])
 
     def _listed(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A place for each entry of ``row``, drawn from the list of all that is allowed (users who know most of a catalogue)."""
