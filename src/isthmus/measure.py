@@ -132,7 +132,8 @@ def check(scores: Scored, judges: Sequence[Metric]) -> None:
             raise ColumnError(f"scores without the column {column!r}", f"it, for scores of kind {scores.kind!r}", "score again")
     if not frame.height:
         raise DataError("scores without rows", "at least one", "score a part that has events")
-    bad = frame.filter(~pl.col("score").is_finite() | pl.col("score").is_null() | pl.col("label").is_null() | pl.col("label").is_nan())
+    numbers = frame.select("domain", pl.col("label", "score").cast(pl.Float64))
+    bad = numbers.filter(~pl.all_horizontal(pl.col("label", "score").is_finite().fill_null(False)))
     if bad.height:
         where = f"{bad.height:,} scores or labels that are not finite numbers, first in domain {bad['domain'][0]!r}"
         raise DataError(where, "finite numbers", "look for a training that diverged (nan, inf)")
@@ -142,7 +143,7 @@ def check(scores: Scored, judges: Sequence[Metric]) -> None:
                 f"metric {metric.name!r} on scores of kind {scores.kind!r}", f"scores of kind {metric.kinds}", "choose another metric"
             )
     binary = [metric.name for metric in judges if metric.binary]
-    if binary and not frame["label"].is_in([0.0, 1.0]).all():
+    if binary and not numbers["label"].is_in([0.0, 1.0]).all():
         raise LabelError(f"labels other than 0 and 1 for {binary}", "0 or 1", "use rmse and mae for ratings")
 
 
