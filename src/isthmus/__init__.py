@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from isthmus.model import Model, Retriever, Stage
     from isthmus.recommender import Recommender
     from isthmus.schema import Domain, Entity, Field, Schema
-    from isthmus.score import Scores, score
+    from isthmus.score import score
+    from isthmus.scores import Scores
 
 _HOME = {
     "Batch": "batch",
@@ -46,7 +47,7 @@ _HOME = {
     "Recommender": "recommender",
     "Retriever": "model",
     "Schema": "schema",
-    "Scores": "score",
+    "Scores": "scores",
     "Split": "data.split",
     "Stage": "model",
     "compare": "experiment",

@@ -189,7 +189,7 @@ def measure(
 
     from isthmus import storage
     from isthmus.measure import measure as compute
-    from isthmus.score import Scores
+    from isthmus.scores import Scores
 
     loaded = Scores.load(scores)
     default = ("auc", "logloss") if loaded.kind == "rows" else ("ndcg@10", "recall@10", "mrr")

@@ -34,12 +34,13 @@ from isthmus.data.encode import encode
 from isthmus.data.events import Events
 from isthmus.data.split import Split
 from isthmus.errors import ConfigError, StorageError, nearest
-from isthmus.fit import How, build, fit
+from isthmus.fit import How, Run, build, fit
 from isthmus.ledger import Entry, Ledger, ledger
 from isthmus.measure import measure
 from isthmus.models import available, get_model
 from isthmus.schema import Schema
-from isthmus.score import Scores, score
+from isthmus.score import score
+from isthmus.scores import Scores
 from isthmus.task import Task, default_task, get_task
 
 SINGLE = "single-domain"
@@ -340,31 +341,31 @@ class _Job:
         """Chooses on validation, trains (once more on train + validation when asked), scores."""
         suffix = "" if domains is None else "-" + data.select.schema.domain_names[domains[0]]
         how = dataclasses.replace(self.how, seed=self.seed, domains=domains)
-        best: tuple[float, dict[str, Any], Any, Path] | None = None
+        best: tuple[dict[str, Any], Run] | None = None
         for number, point in enumerate(_grid(self.spec.grid)):
             run_folder = folder / _slug(f"run{suffix}" + (f"-{number}" if self.spec.grid else ""))
-            model = build(self.spec.name, data.select.schema, {**self.spec.args, **point})
+            model = build(self.spec.name, data.select.schema, {**self.spec.args, **point}, seed=self.seed)
             run = fit(model, data.select, self.task, how, run_folder, resume=True)
-            if best is None or run.best.value > best[0]:
-                best = (run.best.value, point, run, run_folder)
+            if best is None or run.best.beats(best[1].best):
+                best = (point, run)
         assert best is not None  # a grid has at least the empty point
-        _, point, run, _ = best
+        point, run = best
+        chosen, epochs = run.best, run.best.epoch + 1
         on_valid = score(run.model, data.select, "valid", task=self.task, how=how, domains=domains)
-        epochs = run.best.epoch + 1
         if self.refit:
-            model = build(self.spec.name, data.final.schema, {**self.spec.args, **point})
+            model = build(self.spec.name, data.final.schema, {**self.spec.args, **point}, seed=self.seed)
             last = dataclasses.replace(how, epochs=epochs, patience=None)
             run = fit(model, data.final, self.task, last, folder / _slug(f"final{suffix}"), resume=True)
         on_test = score(run.model, data.final if self.refit else data.select, "test", task=self.task, how=how, domains=domains)
-        return {"domains": domains, "point": point, "epochs": epochs, "valid": best[0]}, on_valid, on_test
+        return {"domains": domains, "point": point, "epochs": epochs, "valid": chosen.value}, on_valid, on_test
 
 
 def _jobs(recipe: Recipe, task: Task, data: _Data) -> Iterator[_Job]:
     """All parts in the order of the recipe; closed-form models have one seed, and no network trains alone twice."""
-    data_key = _hash({"train": str(data.select.manifest.get("split")), "path": data.select.path.parent.name})
+    data_key = data.select.path.parent.name
     for spec in recipe.models:
         shallow = get_model(spec.name).shallow
-        how = How(**{**recipe.fit, **spec.fit})
+        how = How.of({**recipe.fit, **spec.fit})
         for scope in (JOINT, SINGLE) if spec.control == SINGLE else (JOINT,):
             for seed in recipe.seeds[:1] if shallow else recipe.seeds:
                 yield _Job(spec, scope, seed, how, task, recipe.refit, data_key)
@@ -407,11 +408,11 @@ def _check(recipe: Recipe, task: Task, events: Events) -> None:
             f"labels of kind {task.labels}",
             f"task = {default_task(events.schema).name!r}",
         )
-    known = {f.name for f in dataclasses.fields(How)} - {"seed", "domains"}
     for settings in (recipe.fit, *(spec.fit for spec in recipe.models)):
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"unknown fit setting {key!r}", f"one of {sorted(known)}", nearest(key, known))
+        for key in ("seed", "domains"):
+            if key in settings:
+                raise ConfigError(f"fit setting {key!r} in a recipe", "seeds = [...]; the controls set the domains", "remove it")
+        How.of(settings)
     for spec in recipe.models:
         model = get_model(spec.name)
         if task.name not in model.tasks:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-import isthmus
 from isthmus import storage
 from isthmus.experiment import Comparison
 from isthmus.report import figures
@@ -36,7 +36,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
         level=comparison.ledger.level,
         others=[grid(comparison, m) for m in metrics if m != main.metric],
         states=[(s, grid(comparison, main.metric, state=s)) for s in states],
-        version=isthmus.__version__,
+        version=version("isthmus"),
     )
     path = Path(path)
     with storage.whole_file(path) as temporary:
