@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from isthmus.batch import Batch, Needs
 from isthmus.data import split
-from isthmus.data.batches import Plan, _ahead, batches, batches_with_rows, dealt, query_batch, steps
+from isthmus.data.batches import Plan, _ahead, batches, batches_with_rows, query_batch, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
+from isthmus.data.order import dealt
 from isthmus.data.split import Candidates
 from isthmus.errors import ConfigError, DataError
 

@@ -162,8 +162,8 @@ def test_given_takes_names_or_numbers():
         split.given(events, pl.Series(["train", None, "test", "valid"]))
     with pytest.raises(SplitError, match="numbers from 0 to 3"):
         split.given(events, [0, 1, 2, 7])
-    with pytest.raises(SplitError, match=r"'a'.*no training events"):
-        split.given(events, ["test"] * 4)
+    with pytest.raises(SplitError, match=r"'b'.*no training events"):
+        split.given(make([0, 1], [0, 1]), ["train", "test"])
 
 
 def test_random_warns_of_the_future():

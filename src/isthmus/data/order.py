@@ -1,0 +1,121 @@
+"""``Plan`` and ``Order``: which rows make up batch (epoch, step), computed and never stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isthmus.data.shuffle import key_of, permute
+from isthmus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
+
+ROWS, NEGATIVES = 1, 2  # two streams of randomness from one seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows become batches.
+
+    Attributes:
+        batch_size: rows of a batch; an epoch's last one may be smaller.
+        seed: of the order of the rows and of the negatives; 0 or more.
+        temperature: domain d gets a share of every batch ~ n_d ** temperature: 1 visits every row exactly
+            once per epoch, 0 gives all domains equal shares (small ones come round several times).
+        negatives: sampled per row; 0 for none.
+        sampler, alpha: see ``isthmus.data.negatives``.
+        history_length: L, the events of a history.
+        domains: indices to take rows from; None for all.
+        cross: whether cross histories hold anything; None: only when ``domains`` is None, because a
+            single-domain control must not see the other domains.
+    """
+
+    batch_size: int = 4096
+    seed: int = 0
+    temperature: float = 1.0
+    negatives: int = 0
+    sampler: str = "uniform"
+    alpha: float = 0.75
+    history_length: int = 50
+    domains: tuple[int, ...] | None = None
+    cross: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 0), ("history_length", 0), ("temperature", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}", f"at least {least}", "correct it")
+
+
+class Order:
+    """Which rows make up batch (epoch, step).
+
+    Each domain is an endless stream of its own rows: pass after pass, each in an order of its own.  The rows of
+    all batches so far are dealt to the streams by Webster's rule, under which a domain's count never falls as
+    the total grows (largest remainders would let it), and which is exact at the end of every epoch when shares
+    are proportional to sizes.
+    """
+
+    def __init__(self, dataset: Dataset, part: str, plan: Plan, *, shuffle: bool, positives_only: bool) -> None:
+        rows = dataset.part(part)
+        domains, self.plan, self.shuffle = len(rows.offsets) - 1, plan, shuffle
+        if any(not 0 <= d < domains for d in plan.domains or ()):
+            raise ConfigError(f"domain indices {plan.domains}", f"0 to {domains - 1}", "see schema.domain_names")
+        offsets = np.asarray(rows.offsets, np.int64)
+        self.subset: np.ndarray | None = None
+        if positives_only and rows.label is not None and dataset.schema.label == "click":
+            self.subset = np.flatnonzero(rows.label == 1)
+            offsets = np.searchsorted(self.subset, offsets)
+        chosen = range(domains) if plan.domains is None else sorted(set(plan.domains))
+        self.domain = np.array([d for d in chosen if offsets[d] < offsets[d + 1]], np.int64)
+        self.first, self.size = offsets[self.domain], np.diff(offsets)[self.domain]
+        self.before = np.cumsum(self.size) - self.size
+        self.total, self.domains = int(self.size.sum()), domains
+        share = self.size.astype(np.float64) ** plan.temperature
+        self.share = share / share.sum()
+        self.steps = -(-self.total // plan.batch_size)
+
+    def rows(self, epoch: int, step: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """(B,) int64 positions in the part, ordered by domain, and the D + 1 offsets."""
+        if self.shuffle:
+            first = epoch * self.total + step * self.plan.batch_size
+            last = min(first + self.plan.batch_size, (epoch + 1) * self.total)
+            begin, end = dealt(self.share, first), dealt(self.share, last)
+        else:
+            first = step * self.plan.batch_size
+            begin, end = (np.clip(n - self.before, 0, self.size) for n in (first, first + self.plan.batch_size))
+        count = end - begin
+        stream = np.repeat(np.arange(len(count)), count)
+        place = np.arange(len(stream)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        if self.shuffle:
+            turn, place = np.divmod(place, self.size[stream])
+            key = key_of(self.plan.seed, ROWS, self.domain[stream], turn)
+            place = permute(place, self.size[stream], key)
+        position = self.first[stream] + place
+        offsets = np.zeros(self.domains + 1, np.int64)
+        offsets[self.domain + 1] = count
+        return position if self.subset is None else self.subset[position], tuple(np.cumsum(offsets).tolist())
+
+
+def dealt(share: np.ndarray, total: int) -> np.ndarray:
+    """How many of the first ``total`` rows come from each stream, by Webster's rule.
+
+    Row k of a stream with share s is due at (k + 1/2) / s; the first ``total`` rows due are dealt (ties to the
+    earlier stream).  A count is never further than the number of streams from its share, so that only a few
+    rows of each stream need to be looked at.
+
+    Args:
+        share: (A,) positive, summing to 1.
+        total: 0 or more.
+
+    Returns:
+        (A,) int64, summing to ``total``.
+    """
+    sure = np.maximum(np.floor(share * (total - len(share))), 0).astype(np.int64)
+    open_ = np.floor(share * (total + len(share)) + 1).astype(np.int64) - sure
+    stream = np.repeat(np.arange(len(share)), open_)
+    number = np.arange(len(stream)) + np.repeat(sure - (np.cumsum(open_) - open_), open_)
+    due = np.argsort((number + 0.5) / share[stream], kind="stable")
+    return sure + np.bincount(stream[due[: total - int(sure.sum())]], minlength=len(share))
