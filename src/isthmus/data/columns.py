@@ -31,16 +31,16 @@ def lazy(frame: Any, columns: Iterable[str], what: str, *, rest: bool = False) -
     """
     with reading(what):
         try:
-            wrapped: Any = nw.from_native(frame)
-            present = wrapped.collect_schema().names()
-        except (TypeError, NotImplementedError) as error:
+            wrapped: Any = frame if isinstance(frame, pl.LazyFrame | pl.DataFrame) else nw.from_native(frame)
+        except TypeError as error:
             raise ColumnError(f"{what} came as {type(frame).__name__}", "a polars, pandas or pyarrow frame", "convert it first") from error
+        present = wrapped.collect_schema().names()
         wanted = list(dict.fromkeys([*columns, *(present if rest else ())]))
         for name in wanted:
             if name not in present:
                 raise ColumnError(f"{what} have no column {name!r}", f"one of {present}", nearest(name, present))
-        if isinstance(frame, pl.LazyFrame | pl.DataFrame):
-            return frame.lazy().select(wanted)
+        if isinstance(wrapped, pl.LazyFrame | pl.DataFrame):
+            return wrapped.lazy().select(wanted)
         if isinstance(wrapped, nw.LazyFrame):
             return wrapped.select(wanted).collect(backend="polars").to_native().lazy()
         return pl.DataFrame([_eager(wrapped, name, what) for name in wanted]).lazy()
@@ -67,7 +67,7 @@ def reading(what: str) -> Iterator[None]:
         yield
     except IsthmusError:
         raise
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, nw.exceptions.NarwhalsError, OSError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise SourceError(
             f"the {what} cannot be read ({first})", "whole, undamaged files", "copy or make them again: one may be truncated or missing"

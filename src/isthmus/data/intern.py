@@ -184,7 +184,7 @@ def _facts(schema: pl.Schema, fields: Sequence[Field]) -> list[pl.Expr]:
             facts.append((column == "").sum().alias(f"{name} empty"))
         if dtype.is_float():
             facts.append(column.is_infinite().sum().alias(f"{name} infinite"))
-            facts.append((column.is_finite() & (column != column.floor())).sum().alias(f"{name} broken"))
+            facts.append((column.is_finite() & ((column != column.floor()) | (column.abs() >= 2.0**63))).sum().alias(f"{name} broken"))
     if "label" in schema:
         other = pl.col("label").is_in([0.0, 1.0]).not_()
         facts += [other.sum().alias("label other"), pl.col("label").filter(other).max().alias("label example")]
@@ -207,7 +207,8 @@ def _check_facts(facts: dict[str, Any], named: dict[str, str], fields: Sequence[
         if count := facts.get(f"{canonical} infinite", 0):
             raise error(f"{count:,} {where} are infinite", "finite numbers", "drop or correct these rows")
         if canonical == "time" and (count := facts.get("time broken", 0)):
-            raise error(f"{count:,} {where} are fractions", "whole numbers", "multiply into a finer unit, e.g. milliseconds, and round")
+            came = f"{count:,} {where} are fractions, or too large"
+            raise error(came, "whole numbers below 2**63", "multiply into a finer unit, e.g. milliseconds, and round")
     for f in fields:
         if facts.get(f"context {f.name}"):
             raise ColumnError(f"numeric context field {f.name!r} holds infinity", "finite numbers or nulls", "replace it")
