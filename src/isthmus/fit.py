@@ -190,11 +190,12 @@ def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
     """One stage: epochs of batches until it is over."""
     state, how = work.state, work.how
     plan = _plan(work, domains)
-    total = steps(work.dataset, "train", plan)
+    total = steps(work.dataset, "train", plan, positives_only=work.task.ranked)
     while not _over(state, how):
         work.model.train()
         work.bar.begin(f"{stage.name} {state.epoch + 1}/{how.epochs}", total, state.step)
-        stream = batches(work.dataset, "train", work.model.needs, plan, epoch=state.epoch, start=state.step)
+        place = {"epoch": state.epoch, "start": state.step}
+        stream = batches(work.dataset, "train", work.model.needs, plan, **place, positives_only=work.task.ranked)
         clock = time.monotonic()
         with closing(stream):
             for batch in stream:
@@ -321,7 +322,8 @@ def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:
 
 
 def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
-    how, every = work.how, len(domains) == len(work.dataset.schema.domains)
+    """How a stage's rows become batches; only a single-domain control is cut off from the other domains' histories."""
+    how, every = work.how, set(range(len(work.dataset.schema.domains)))
     return Plan(
         batch_size=how.batch_size,
         seed=how.seed,
@@ -330,7 +332,8 @@ def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
         sampler=how.sampler,
         alpha=how.alpha,
         history_length=how.history_length,
-        domains=None if every else domains,
+        domains=domains,
+        cross=how.domains is None or set(how.domains) >= every,
     )
 
 

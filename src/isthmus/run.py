@@ -22,14 +22,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from isthmus import checkpoint, metrics
 from isthmus.checkpoint import Checkpoint, Optimisers
-from isthmus.data.dataset import Dataset
 from isthmus.errors import CheckpointError, ConfigError, SourceError, StorageError, nearest
 from isthmus.how import How
 from isthmus.model import Model
@@ -37,6 +36,9 @@ from isthmus.models import get_model
 from isthmus.schema import Schema
 from isthmus.storage import read_json, whole_file, write_json
 from isthmus.task import Task, get_task
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
 
 HARMLESS = ("device", "threads", "checkpoint_minutes", "tensorboard", "progress")  # may differ when a run is resumed
 
