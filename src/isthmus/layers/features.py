@@ -6,6 +6,7 @@ candidates, histories, negatives and whole catalogues become vectors through the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +16,24 @@ from torch import Tensor, nn
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.layers.table import Table
-from isthmus.schema import PADDING, UNKNOWN, Entity, Field, Schema
+from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field, Schema
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset, EntityTable
 
-LATE_BUFFERS = ("multi_offsets", "multi_rows")  # as long as the data are: a loaded state sets their size
+
+class _Numbers(nn.Module):
+    """Numeric values -> value * slope, or a vector of its own where the value is missing (NaN)."""
+
+    def __init__(self, fields: int, dim: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.randn(fields, dim) * 0.1)
+        self.missing = nn.Parameter(torch.zeros(fields, dim))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """(..., fields) -> (..., fields, dim)."""
+        value = value[..., None]
+        return torch.where(value.isnan(), self.missing, value.nan_to_num() * self.slope)
 
 
 class EntityFields(nn.Module):
@@ -51,52 +64,48 @@ class EntityFields(nn.Module):
         kinds = {kind: [f for f in entity.fields if f.kind == kind] for kind in ("categorical", "multi", "numeric")}
         self.categorical, self.multi, numeric = kinds["categorical"], kinds["multi"], kinds["numeric"]
         self.fields = 1 + len(entity.fields)
-        self.starts, rows = _starts([*self.categorical, *self.multi], entity.trained)
+        self.starts, rows = _starts([*self.categorical, *self.multi], max(entity.trained, FIRST))
         self.table = Table(rows, dim)
-        self.slope = nn.Parameter(torch.randn(len(numeric), dim) * 0.1) if numeric else None
-        self.missing = nn.Parameter(torch.zeros(len(numeric), dim)) if numeric else None
+        self.numbers = _Numbers(len(numeric), dim) if numeric else None
         self.register_buffer("field_rows", torch.zeros(entity.size, len(self.categorical), dtype=torch.int32))
         self.register_buffer("numeric", torch.full((entity.size, len(numeric)), torch.nan))
         self.register_buffer("multi_offsets", torch.zeros(len(self.multi), entity.size + 1, dtype=torch.int64))
         self.register_buffer("multi_rows", torch.zeros(0, dtype=torch.int32))
 
     def fill(self, table: EntityTable) -> None:
-        """Takes over a data set's coded table (training part's codes; numbers already standardised)."""
-        if self.categorical:
-            codes = torch.from_numpy(table.categorical.astype("int64"))
-            starts = torch.tensor(self.starts[: len(self.categorical)])
-            self.field_rows.copy_(torch.where(codes == PADDING, PADDING, codes + starts))
-        if self.slope is not None:
-            self.numeric.copy_(torch.from_numpy(table.numeric))
+        """Takes over a data set's coded table (codes of the training part; numbers already standardised).
+
+        Raises:
+            ConfigError: the table has another number of rows than the schema says.
+        """
+        found = {len(table.categorical), len(table.numeric)}
+        if found != {self.entity.size}:
+            came = f"a table of {sorted(found)} rows for entity {self.entity.name!r}"
+            raise ConfigError(came, f"{self.entity.size} rows", "build the model with dataset.schema")
+        starts = torch.tensor(self.starts[: len(self.categorical)], dtype=torch.int64)
+        self.field_rows.copy_(_shift(torch.tensor(table.categorical), starts))
+        self.numeric.copy_(torch.tensor(table.numeric))
         flat, bounds, done = [], [], 0
         for field, start in zip(self.multi, self.starts[len(self.categorical) :], strict=True):
             offsets, codes = table.multi[field.name]
-            bounds.append(torch.from_numpy(offsets.astype("int64")) + done)
-            flat.append(torch.from_numpy(codes.astype("int32")) + start)
+            bounds.append(torch.tensor(offsets) + done)
+            flat.append(_shift(torch.tensor(codes), start))
             done += len(codes)
         if flat:
-            self.multi_offsets = torch.stack(bounds).to(self.multi_offsets.device)
-            self.multi_rows = torch.cat(flat).to(self.multi_rows.device)
+            self.multi_offsets.copy_(torch.stack(bounds))
+            self.multi_rows = torch.cat(flat).to(self.multi_rows)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Codes (...) -> (..., fields, dim); padding gives zeros throughout."""
-        parts = [self.table(self._rows(ids))]
-        if self.multi:
-            parts.append(self._multi(ids))
-        if self.slope is not None:
-            parts.append(self._numeric(ids))
+        parts = [self.table(self._rows(ids)), *self._late(ids)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
     def mean(self, ids: Tensor) -> Tensor:
-        """Codes (B, L) -> (B, fields, dim), the mean over what is not padding; zeros when all is."""
-        bags = self._rows(ids).transpose(1, 2)  # (B, 1 + categorical, L)
-        flat = F.embedding_bag(bags.flatten(0, 1), self.table.weight, mode="mean", padding_idx=0, sparse=self.table.sparse)
-        parts = [flat.view(*bags.shape[:2], self.dim)]
-        if self.multi or self.slope is not None:
-            late = [self._multi(ids)] * bool(self.multi) + ([self._numeric(ids)] if self.slope is not None else [])
-            count = (ids != PADDING).sum(1).clamp_min(1)
-            parts.append(torch.cat(late, -2).sum(1) / count[:, None, None])
-        return torch.cat(parts, -2)
+        """Codes (B, L) -> (B, fields, dim), the mean of ``forward`` over what is not padding; zeros when all is."""
+        bags = self._rows(ids).transpose(1, 2)  # (B, 1 + categorical, L): the vectors themselves are never stored
+        total = F.embedding_bag(bags.flatten(0, 1), self.table.weight, mode="sum", padding_idx=PADDING, sparse=self.table.sparse)
+        parts = [total.view(*bags.shape[:2], self.dim), *(part.sum(1) for part in self._late(ids))]
+        return torch.cat(parts, -2) / (ids != PADDING).sum(1).clamp_min(1)[:, None, None]
 
     def _rows(self, ids: Tensor) -> Tensor:
         """(...) -> (..., 1 + categorical) rows of the table."""
@@ -106,13 +115,12 @@ class EntityFields(nn.Module):
             known = known.masked_fill(dropped, UNKNOWN)
         return torch.cat([known[..., None], self.field_rows[ids].long()], -1) if self.categorical else known[..., None]
 
-    def _numeric(self, ids: Tensor) -> Tensor:
-        """value * slope, or the field's "missing" vector; (..., numeric fields, dim)."""
-        assert self.slope is not None
-        assert self.missing is not None
-        value = self.numeric[ids][..., None]
-        vector = torch.where(value.isnan(), self.missing, value.nan_to_num() * self.slope)
-        return vector * (ids != PADDING)[..., None, None]
+    def _late(self, ids: Tensor) -> list[Tensor]:
+        """Multi-valued and numeric fields, each kind (..., its fields, dim)."""
+        parts = [self._multi(ids)] if self.multi else []
+        if self.numbers is not None:
+            parts.append(self.numbers(self.numeric[ids]) * (ids != PADDING)[..., None, None])
+        return parts
 
     def _multi(self, ids: Tensor) -> Tensor:
         """Mean of the vectors of a field's codes; (..., multi-valued fields, dim)."""
@@ -123,15 +131,14 @@ class EntityFields(nn.Module):
             first = length.cumsum(0) - length
             place = torch.arange(int(length.sum()), device=ids.device) + (start - first).repeat_interleave(length)
             rows = self.multi_rows[place].long()
-            found.append(F.embedding_bag(rows, self.table.weight, first, mode="mean", sparse=self.table.sparse))
+            found.append(F.embedding_bag(rows, self.table.weight, first, mode="mean", padding_idx=PADDING, sparse=self.table.sparse))
         return torch.stack(found, 1).view(*ids.shape, len(found), self.dim)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in LATE_BUFFERS:
-            if prefix + name in state_dict:
-                old = self.get_buffer(name)
-                self._buffers[name] = torch.empty_like(state_dict[prefix + name], device=old.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(prefix + "multi_rows")
+        if saved is not None:  # as long as the data are: the schema does not know its size
+            self.multi_rows = self.multi_rows.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class ContextFields(nn.Module):
@@ -145,26 +152,23 @@ class ContextFields(nn.Module):
     def __init__(self, fields: tuple[Field, ...], dim: int) -> None:
         super().__init__()
         self.coded = [f for f in fields if f.kind != "numeric"]
-        self.numbers = [f for f in fields if f.kind == "numeric"]
+        self.numeric = [f for f in fields if f.kind == "numeric"]
         self.starts, rows = _starts(self.coded, 1)
-        self.table = Table(rows, dim)
-        self.slope = nn.Parameter(torch.randn(len(self.numbers), dim) * 0.1) if self.numbers else None
-        self.missing = nn.Parameter(torch.zeros(len(self.numbers), dim)) if self.numbers else None
+        self.table = Table(rows, dim) if self.coded else None
+        self.numbers = _Numbers(len(self.numeric), dim) if self.numeric else None
 
     def forward(self, context: dict[str, Tensor]) -> Tensor:
-        """{field: (B,) or (B, M)} -> (B, fields, dim)."""
+        """{field: (B,) or (B, M)} -> (B, fields, dim); coded fields first, then numeric ones."""
         parts = []
-        for field, start in zip(self.coded, self.starts, strict=True):
-            codes = context[field.name]
-            codes = codes[:, None] if codes.dim() == 1 else codes
-            rows = torch.where(codes == PADDING, PADDING, codes + start)
-            parts.append(F.embedding_bag(rows, self.table.weight, mode="mean", padding_idx=0, sparse=self.table.sparse))
-        for i, field in enumerate(self.numbers):
-            assert self.slope is not None
-            assert self.missing is not None
-            value = context[field.name][:, None]
-            parts.append(torch.where(value.isnan(), self.missing[i], value.nan_to_num() * self.slope[i]))
-        return torch.stack(parts, 1)
+        if self.table is not None:
+            for field, start in zip(self.coded, self.starts, strict=True):
+                codes = context[field.name]
+                rows = _shift(codes[:, None] if codes.dim() == 1 else codes, start)
+                bag = F.embedding_bag(rows, self.table.weight, mode="mean", padding_idx=PADDING, sparse=self.table.sparse)
+                parts.append(bag[:, None])
+        if self.numbers is not None:
+            parts.append(self.numbers(torch.stack([context[field.name] for field in self.numeric], 1)))
+        return torch.cat(parts, 1)
 
 
 class Inputs(nn.Module):
@@ -222,6 +226,11 @@ def fill_tables(model: nn.Module, dataset: Dataset) -> None:
     for module in model.modules():
         if isinstance(module, EntityFields):
             module.fill(dataset.user_table if module.entity.name == "user" else dataset.item_table)
+
+
+def _shift(codes: Tensor, start: Tensor | int) -> Tensor:
+    """Codes of a field -> rows of a shared table; padding stays row 0."""
+    return torch.where(codes == PADDING, PADDING, codes + start)
 
 
 def _starts(fields: list[Field], first: int) -> tuple[list[int], int]:

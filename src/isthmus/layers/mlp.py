@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-NORMS = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+from isthmus.errors import ConfigError
+
+NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 class MLP(nn.Module):
@@ -18,17 +20,35 @@ class MLP(nn.Module):
         dropout: share of activations dropped in training.
         norm: None, ``batch`` or ``layer``.
         out: width of the output; None: the last hidden layer's activation is the output.
+        activation: makes the module between layers.
+
+    Attributes:
+        width: of the output.
+
+    Raises:
+        ConfigError: no such norm.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int], *, dropout: float = 0.0, norm: str | None = None, out: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: Sequence[int],
+        *,
+        dropout: float = 0.0,
+        norm: str | None = None,
+        out: int | None = None,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
+        if norm not in NORMS:
+            raise ConfigError(f"norm {norm!r}", f"one of {tuple(NORMS)}", "correct it, or leave it out")
         layers: list[nn.Module] = []
         make_norm = NORMS[norm]
         for size in hidden:
             layers.append(nn.Linear(width, size))
             if make_norm is not None:
                 layers.append(make_norm(size))
-            layers.append(nn.ReLU())
+            layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
             width = size

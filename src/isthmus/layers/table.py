@@ -6,7 +6,7 @@ ids.  A large table here has sparse gradients, and its optimiser touches the row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Table(nn.Module):
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
         self.sparse = rows * dim > DENSE_LIMIT if sparse is None else sparse
-        self.weight = nn.Parameter(torch.randn(rows, dim) * std)
+        self.weight = nn.Parameter(torch.empty(rows, dim).normal_(0.0, std))
         with torch.no_grad():
             self.weight[:1] = 0.0
 
@@ -75,7 +75,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float) -> None:
         state = self.state[weight]
         if not state:
-            state["sum"] = torch.zeros(weight.shape[0], device=weight.device)
+            state["sum"] = weight.new_zeros(weight.shape[0])
         total = state["sum"]
         if grad.is_sparse:
             grad = grad.coalesce()
@@ -86,6 +86,9 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         else:
             total += grad.square().mean(1)
             weight.addcmul_(grad, (-lr / (total.sqrt() + eps))[:, None])
+
+
+_KIND = {"auto": RowwiseAdagrad, "adagrad": RowwiseAdagrad, "adam": torch.optim.SparseAdam}
 
 
 def optimisers(
@@ -104,7 +107,7 @@ def optimisers(
         table_lr: rate for large tables; None: 4e-2 for row-wise Adagrad, 4 x lr for lazy Adam.
         table_optimiser: ``auto`` and ``adagrad``: row-wise Adagrad; ``adam``: lazy Adam (torch's SparseAdam);
             ``dense``: every table dense with Adam.
-        weight_decay: decoupled, for matrices outside tables only: never sweeps a table.
+        weight_decay: decoupled; reaches matrices alone: no table, bias or norm.
         weights: train only these; None: all that want a gradient.
 
     Returns:
@@ -116,6 +119,8 @@ def optimisers(
     if table_optimiser not in TABLE_OPTIMISERS:
         hint = nearest(table_optimiser, TABLE_OPTIMISERS)
         raise ConfigError(f"table optimiser {table_optimiser!r}", f"one of {TABLE_OPTIMISERS}", hint)
+    if table_lr is None:
+        table_lr = LAZY_ADAM_FACTOR * lr if table_optimiser == "adam" else TABLE_LR
     wanted = {id(p) for p in (model.parameters() if weights is None else weights) if p.requires_grad}
     tables: dict[int, nn.Parameter] = {}
     lines: list[str] = []
@@ -124,34 +129,31 @@ def optimisers(
             if table_optimiser == "dense":
                 module.sparse = False
             rows, dim = module.weight.shape
-            kind = _table_optimiser(table_optimiser) if module.sparse else "dense, Adam"
+            kind = f"{_KIND[table_optimiser].__name__}, lr {table_lr:g}" if module.sparse else f"dense with the rest, lr {lr:g}"
             lines.append(f"table {name}: {rows:,} x {dim}, {kind}")
             if module.sparse:
                 tables[id(module.weight)] = module.weight
     rest = [p for p in model.parameters() if id(p) in wanted and id(p) not in tables]
     found: list[torch.optim.Optimizer] = []
     if tables:
-        found.append(_for_tables(list(tables.values()), table_optimiser, lr, table_lr))
+        found.append(_KIND[table_optimiser](list(tables.values()), lr=table_lr))
     if rest:
         found.append(_for_rest(model, rest, lr, weight_decay))
-        lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, Adam, lr {lr:g}, weight decay {weight_decay:g}")
+        lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, AdamW, lr {lr:g}, weight decay {weight_decay:g}")
     return found, lines
 
 
-def _table_optimiser(name: str) -> str:
-    return "lazy Adam" if name == "adam" else "row-wise Adagrad"
-
-
-def _for_tables(weights: list[nn.Parameter], name: str, lr: float, table_lr: float | None) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.SparseAdam(weights, lr=LAZY_ADAM_FACTOR * lr if table_lr is None else table_lr)
-    return RowwiseAdagrad(weights, lr=TABLE_LR if table_lr is None else table_lr)
-
-
 def _for_rest(model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW; decay reaches matrices alone: neither tables nor biases, gains and gates' offsets."""
-    small = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
-    decayed = [p for p in weights if p.dim() > 1 and id(p) not in small]
-    plain = [p for p in weights if p.dim() <= 1 or id(p) in small]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """AdamW, in two groups: with decay and without."""
+    decays = {id(p) for p in _matrices(model)}
+    groups = [
+        {"params": [p for p in weights if id(p) in decays], "weight_decay": weight_decay},
+        {"params": [p for p in weights if id(p) not in decays], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=weights[0].device.type in ("cpu", "cuda"))
+
+
+def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights that decay may shrink; a bias or a norm's gain per domain has the shape of a matrix and is none."""
+    kept = {id(p) for m in model.modules() if isinstance(m, Table) or "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    return (p for name, p in model.named_parameters() if p.dim() > 1 and "bias" not in name and id(p) not in kept)
