@@ -257,6 +257,16 @@ def test_negatives_follow_the_positive(dataset):
         assert not known.all()
 
 
+def test_every_step_and_epoch_draws_negatives_of_its_own(dataset):
+    for varying in ("step", "epoch"):
+        drawn = []
+        for k in range(30):
+            place = {"start": k} if varying == "step" else {"epoch": k}
+            stream = batches(dataset, "train", Needs(), Plan(batch_size=1, negatives=1, domains=(0,)), prefetch=0, **place)
+            drawn.append(int(next(stream).item[0, 1]))
+        assert np.bincount(drawn).max() < 10  # one stream for all would draw nearly the same each time
+
+
 def test_context_columns(dataset):
     position, batch = next(batches_with_rows(dataset, "train", EVERYTHING, Plan(batch_size=30)))
     context = dataset.part("train").context

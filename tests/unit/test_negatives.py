@@ -110,6 +110,12 @@ def test_who_knows_everything_gets_anything_but_the_positive(tmp_path):
     assert np.allclose(log_q, np.log([[1 / 3], [1.0]]))
 
 
+def test_a_positive_that_is_no_training_event_is_never_its_own_negative(tmp_path):
+    dataset = world(tmp_path / "d", [(0, 0, 1), (1, 0, 2), (1, 0, 3), (0, 1, 4)])
+    got, _ = draw(dataset, Negatives(dataset, 40), [(0, 0, 2)])
+    assert set(got[0].tolist()) == {3}
+
+
 def test_shown_items_without_events_count_once(tmp_path):
     rows = [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 1), (4, 1, 2)]
     dataset = world(tmp_path / "d", rows, shows=[[0, 5], [1]])
