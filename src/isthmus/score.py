@@ -56,6 +56,7 @@ def score(
     task: Task | None = None,
     how: How | None = None,
     candidates: Candidates = "auto",
+    catalogue: str | None = None,
     k: int = 100,
     sampled: int = 99,
     domains: Sequence[int] | None = None,
@@ -71,6 +72,8 @@ def score(
         how: batch size and history length as in training; a model trained on some domains only gets no histories
             from others.
         candidates: what ranked tasks rank; ``auto``: the given lists, or without them the full catalogue.
+        catalogue: the part up to which a full ranking knows the items; None: the part scored.  With ``train``, relevant
+            items that no training row or declaration shows are misses, as in an index built after training.
         k: places kept of a full ranking; relevant items are kept wherever they are.
         sampled: items beside the relevant ones in sampled lists; drawn alike for all models.
         domains: indices of the domains to score; None: all.
@@ -90,7 +93,7 @@ def score(
     chosen = tuple(known) if domains is None else tuple(sorted(set(domains)))
     if not set(chosen) <= set(known):
         raise ConfigError(f"domain indices {chosen}", f"0 to {len(known) - 1}", "see schema.domain_names")
-    work = _Work(model, dataset, part, how, how.domains is None or set(how.domains) >= set(known), k, limit)
+    work = _Work(model, dataset, part, how, how.domains is None or set(how.domains) >= set(known), catalogue or part, k, limit)
     with _scoring(model):
         if not task.ranked:
             return Scores(_finished(dataset, _rows(work, chosen)), "rows", task.name, part)
@@ -116,6 +119,7 @@ class _Work:
     part: str
     how: How
     cross: bool
+    catalogue: str
     k: int
     limit: int | None
 
@@ -173,7 +177,7 @@ def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
     queries = relevant_items(work.dataset, work.part, domain).limited(work.limit)
     if not len(queries):
         return
-    catalogue, seen = work.dataset.catalogue(domain, work.part).astype(np.int64), seen_items(work.dataset, work.part, domain)
+    catalogue, seen = work.dataset.catalogue(domain, work.catalogue).astype(np.int64), seen_items(work.dataset, work.part, domain)
     scorer = _catalogue_scorer(work, domain, catalogue)
     for block in queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue))))):
         yield _ranking(work, block, catalogue, seen, scorer(block))
@@ -240,9 +244,8 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Columns of ranked items; ``query`` is a position in the block.  A query has the same group in every scoring of a data set."""
     user = block.user[query]
-    group = user + block.domain * dataset.schema.user.size
     domain = np.full(len(query), block.domain)
-    columns = {"row": row, "group": group, "user": user, "item": item, "domain": domain, "label": label}
+    columns = {"row": row, "group": dataset.key(block.domain, user), "user": user, "item": item, "domain": domain, "label": label}
     return columns | values | {"relevant": block.relevant[query]}
 
 

@@ -34,7 +34,7 @@ REQUIRED = ("user", "item", "domain", "label", "score")
 KEY = b"isthmus"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Scored rows.
 

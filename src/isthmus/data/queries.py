@@ -16,7 +16,7 @@ from isthmus.data.segments import Segments
 from isthmus.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from isthmus.data.dataset import Dataset, Rows
+    from isthmus.data.dataset import Dataset
 
 EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
 TRIES = 100  # rounds of drawing again before sampled items are declared not to exist
@@ -78,16 +78,11 @@ class Queries:
         return item, real
 
 
-def positive(rows: Rows, label_kind: str) -> np.ndarray:
-    """(N,) which events are positive: clicks where labels are clicks, all events otherwise."""
-    return rows.label == 1 if label_kind == "click" and rows.label is not None else np.ones(len(rows), bool)
-
-
 def relevant_items(dataset: Dataset, part: str, domain: int) -> Queries:
     """The queries of a part, each with its relevant items in order of their codes."""
     rows = dataset.part(part)
-    begin, end = int(rows.offsets[domain]), int(rows.offsets[domain + 1])
-    place = begin + np.flatnonzero(positive(rows, dataset.schema.label)[begin:end])
+    own = rows.of(domain)
+    place = own.start + np.flatnonzero(rows.positive(dataset.schema.label, own))
     user, item = rows.user.take(place).astype(np.int64), rows.item.take(place).astype(np.int64)
     time = np.zeros(len(place), np.int64) if rows.time is None else rows.time.take(place)
     order = np.lexsort((place, time, item, user))
@@ -96,11 +91,11 @@ def relevant_items(dataset: Dataset, part: str, domain: int) -> Queries:
     new[1:] = (np.diff(user) != 0) | (np.diff(item) != 0)
     _, query_start = np.unique(user[new], return_index=True)
     # A query is asked before the first of all its events, whatever their labels.
-    whole_user = rows.user[begin:end].astype(np.int64)
-    whole_time = np.zeros(end - begin, np.int64) if rows.time is None else rows.time[begin:end]
-    by_time = np.lexsort((np.arange(end - begin), whole_time, whole_user))
+    whole_user = rows.user[own].astype(np.int64)
+    whole_time = np.zeros(len(whole_user), np.int64) if rows.time is None else rows.time[own]
+    by_time = np.lexsort((np.arange(len(whole_user)), whole_time, whole_user))
     users = user[new][query_start]
-    first = begin + by_time[np.searchsorted(whole_user[by_time], users)]
+    first = own.start + by_time[np.searchsorted(whole_user[by_time], users)]
     offsets = np.append(query_start, int(new.sum())).astype(np.int64)
     ones = np.ones(int(new.sum()), np.float32)
     return Queries(domain, users, first, offsets, item[new], ones, rows.row.take(place[new]).astype(np.int64), np.diff(offsets))
@@ -111,8 +106,8 @@ def seen_items(dataset: Dataset, part: str, domain: int) -> Segments:
     users, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for earlier in EARLIER[part]:
         rows = dataset.part(earlier)
-        own = slice(int(rows.offsets[domain]), int(rows.offsets[domain + 1]))
-        kept = positive(rows, dataset.schema.label)[own]
+        own = rows.of(domain)
+        kept = rows.positive(dataset.schema.label, own)
         users.append(rows.user[own][kept])
         items.append(rows.item[own][kept])
     return Segments.build(np.concatenate(users), np.concatenate(items))

@@ -119,7 +119,7 @@ class MF(Retriever):
         rows, parts = dataset.part("train"), []
         assert rows.label is not None
         for d in group:
-            own = slice(int(rows.offsets[d]), int(rows.offsets[d + 1]))
+            own = rows.of(d)
             label = np.asarray(rows.label[own], np.float64)
             mean[d] = float(label.mean()) if len(label) else 0.0
             parts.append(np.stack([rows.user[own], rows.item[own], label - float(mean[d])]))

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isthmus.batch import Batch, Needs, Output
+from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.solved import PairTable
-from isthmus.model import Model, Stage
+from isthmus.model import Retriever, Stage
 from isthmus.schema import FIRST, Schema
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-class Popularity(Model):
+class Popularity(Retriever):
     """Smoothed item counts, click rates or mean ratings.
 
     Args:
@@ -61,10 +61,13 @@ class Popularity(Model):
         self.register_buffer("prior", torch.zeros(len(schema.domains)))
         self.register_buffer("offset", torch.zeros(schema.item.size))
 
-    def forward(self, batch: Batch) -> Output:
-        """The items' numbers, (B, C)."""
-        domain = batch.domain[:, None].expand_as(batch.item)
-        return Output(self.prior[domain] + self.offset[batch.item] + self.items(domain, batch.item).squeeze(-1))
+    def user_vector(self, batch: Batch) -> Tensor:
+        """(B, 1): 1, for everyone is the same."""
+        return self.prior.new_ones(len(batch), 1)
+
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        """(..., 1): the items' numbers."""
+        return (self.prior[domain] + self.offset[item])[..., None] + self.items(domain, item)
 
     def stages(self) -> list[Stage]:
         """One pass over the counts."""
@@ -93,7 +96,7 @@ class Popularity(Model):
             return (count := np.asarray(dataset.popularity(domain), np.float64)), count
         rows = dataset.part("train")
         assert rows.label is not None
-        own = slice(int(rows.offsets[domain]), int(rows.offsets[domain + 1]))
+        own = rows.of(domain)
         item = np.asarray(rows.item[own])
         events, total = np.bincount(item, minlength=size), np.bincount(item, rows.label[own], size)
         return events.astype(np.float64), total.astype(np.float64)
