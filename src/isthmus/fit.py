@@ -69,9 +69,9 @@ def fit(model: Model, dataset: Dataset, task: Task, how: How | None = None, out:
     _check(model, dataset, task, how, out)
     keeper = Keeper(None if out is None else Path(out))
     found = keeper.open(facts_of(model, dataset, task, how), resume)
-    if keeper.folder is not None and keeper.finished:
-        return load_run(keeper.folder, model)
     device = pick_device(how.device)
+    if keeper.folder is not None and keeper.finished:
+        return load_run(keeper.folder, model.to(device))
     state = State() if found is None else State.from_dict(found.state)
     with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress) as bar:
         board = Board(keeper.folder if how.tensorboard else None, len(state.log))
@@ -119,7 +119,8 @@ class _Work:
     board: Board
     state: State
     optimisers: Optimisers = field(default_factory=list)
-    pending: list[dict[str, Tensor]] = field(default_factory=list)  # losses not yet read
+    pending: list[dict[str, Tensor]] = field(default_factory=list)  # losses not yet read, one entry per step
+    halfway: bool = False  # a closed form is at work: the weights are neither the old nor the new ones
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
     def save(self) -> None:
@@ -137,11 +138,11 @@ class _Work:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        values = torch.stack([torch.stack(list(losses.values())) for losses in pending]).tolist()
-        for back, row in enumerate(values):
-            named = dict(zip(pending[0], row, strict=True))
+        values = iter(torch.stack([loss for losses in pending for loss in losses.values()]).tolist())
+        for back, losses in enumerate(pending):
+            named = {name: next(values) for name in losses}
             if not math.isfinite(named["total"]):
-                raise _not_a_number(self.state, self.state.step - len(values) + back, named, self.how)
+                raise _not_a_number(self.state, self.state.step - len(pending) + back, named, self.how)
             for name, value in named.items():
                 self.state.losses[name] = self.state.losses.get(name, 0.0) + value
 
@@ -149,8 +150,8 @@ class _Work:
         """Ctrl-C: keeps where we are, and tells how to go on."""
         if self.keeper.folder is None:
             return
-        if self.hold.forced:  # it came in the middle of a step: only the checkpoint before is sound
-            print(f"\nstopped at once; the last checkpoint is in {self.keeper.folder}", file=sys.stderr)
+        if self.hold.forced or self.halfway:  # only the checkpoint before is sound
+            print(f"\nstopped at once; go on from the last checkpoint with resume=True and {self.keeper.folder}", file=sys.stderr)
             return
         self.save()
         place = f"stage {self.state.stage + 1}, epoch {self.state.epoch + 1}, step {self.state.step}"
@@ -159,43 +160,56 @@ class _Work:
 
 def _train(work: _Work, found: Checkpoint | None) -> Best:
     """All stages that are not yet done."""
-    state, best = work.state, Best(0, "")
+    state = work.state
     for number, stage in enumerate(work.model.stages()):
         domains = _domains(work.dataset, work.how, stage)
         if number < state.stage or not domains:
             continue
-        if stage.solve is not None:
-            work.optimisers = []
-            stage.solve(work.dataset, domains)
-            values = _validate(work, domains)
-            with work.hold:
-                _end_epoch(work, stage, values)
-        else:
-            with _only(work.model, stage):
-                how = work.how
-                work.optimisers, lines = make_optimisers(work.model, how.lr, how.table_lr, how.table_optimiser, how.weight_decay)
-                work.bar.say("\n".join(lines))
-                if found is not None:
-                    found.restore_optimisers(work.optimisers)
-                _epochs(work, stage, domains)
+        with _only(work.model, stage):
+            work.optimisers = _optimisers(work) if stage.solve is None else []
+            if found is not None:
+                found.restore_optimisers(work.optimisers)
+            _solve(work, stage, domains) if stage.solve is not None else _epochs(work, stage, domains)
         found = None
         with work.hold:
             work.keeper.bring_back(work.model)
-            work.optimisers, best = [], state.best or best
+            work.optimisers = []
             state.next_stage(number)
-    return best
+    return state.kept or Best(0, "")
+
+
+def _optimisers(work: _Work) -> Optimisers:
+    """Of the weights that want a gradient."""
+    how = work.how
+    found, lines = make_optimisers(work.model, how.lr, how.table_lr, how.table_optimiser, how.weight_decay)
+    work.bar.say("\n".join(lines))
+    return found
+
+
+def _solve(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
+    """One stage in closed form: a single step of a single epoch."""
+    state = work.state
+    if state.epoch:
+        return
+    if not state.step and stage.solve is not None:
+        work.halfway = True
+        stage.solve(work.dataset, domains)
+        state.step, work.halfway = 1, False
+    values = _validate(work, domains)
+    with work.hold:
+        _end_epoch(work, stage, values)
 
 
 def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
     """One stage: epochs of batches until it is over."""
     state, how = work.state, work.how
-    plan = _plan(work, domains)
-    total = steps(work.dataset, "train", plan, positives_only=work.task.ranked)
+    plan, positives = _plan(work, domains), work.task.ranked
+    total = steps(work.dataset, "train", plan, positives_only=positives)
     while not _over(state, how):
         work.model.train()
-        work.bar.begin(f"{stage.name} {state.epoch + 1}/{how.epochs}", total, state.step)
-        place = {"epoch": state.epoch, "start": state.step}
-        stream = batches(work.dataset, "train", work.model.needs, plan, **place, positives_only=work.task.ranked)
+        epoch, step = state.epoch, state.step
+        work.bar.begin(f"{stage.name} {epoch + 1}/{how.epochs}", total, step)
+        stream = batches(work.dataset, "train", work.model.needs, plan, epoch=epoch, start=step, positives_only=positives)
         clock = time.monotonic()
         with closing(stream):
             for batch in stream:
@@ -313,6 +327,8 @@ def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path
     for d in how.domains or ():
         if not 0 <= d < len(dataset.schema.domains):
             raise ConfigError(f"domain index {d}", f"0 to {len(dataset.schema.domains) - 1}", "see dataset.schema.domain_names")
+    if not any(_domains(dataset, how, stage) for stage in model.stages()):
+        raise ConfigError(f"no stage of {type(model).__name__} trains on domains {how.domains}", "at least one", "choose other domains")
 
 
 def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:

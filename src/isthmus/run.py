@@ -104,6 +104,7 @@ class State:
     Attributes:
         stage, epoch, step: the stage, the epoch within it, and the steps done within the epoch.
         best: of this stage.
+        kept: the best of the stage before, whose weights were brought back.
         losses, rows, seconds: sums over the epoch so far.
         log: the epochs finished.
     """
@@ -112,6 +113,7 @@ class State:
     epoch: int = 0
     step: int = 0
     best: Best | None = None
+    kept: Best | None = None
     losses: dict[str, float] = field(default_factory=dict)
     rows: int = 0
     seconds: float = 0.0
@@ -124,17 +126,17 @@ class State:
     def next_stage(self, done: int) -> None:
         """To the first epoch of the stage after ``done``."""
         self.next_epoch()
-        self.stage, self.epoch, self.best = done + 1, 0, None
+        self.stage, self.epoch, self.kept, self.best = done + 1, 0, self.best, None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {**dataclasses.asdict(self), "best": self.best and self.best.to_dict()}
+        return {**dataclasses.asdict(self), **{key: (best := getattr(self, key)) and best.to_dict() for key in ("best", "kept")}}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> State:
         """The inverse of ``to_dict``."""
         values = {f.name: raw[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{**values, "best": raw["best"] and Best.from_dict(raw["best"])})
+        return cls(**{**values, **{key: raw[key] and Best.from_dict(raw[key]) for key in ("best", "kept")}})
 
 
 class Keeper:
@@ -246,7 +248,7 @@ def load_run(folder: str | Path, model: Model | None = None) -> Run:
             raw = read_json(folder / "result.json")["best"]
         else:
             found = Checkpoint.latest(folder)
-            raw = found and found.state["best"]
+            raw = found and (found.state["best"] or found.state["kept"])
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         best = Best.from_dict(raw) if raw else Best(0, "")
     except (SourceError, OSError, ValueError, KeyError) as error:

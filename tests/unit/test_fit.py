@@ -60,8 +60,8 @@ class Small(Model):
         return Output(logit, {"small": 1e-3 * logit.square().mean()} if self.training else {})
 
 
-class TwoSteps(Small):
-    """Tables first, on the first domain; then the head alone; then a number in closed form."""
+class Steps(Small):
+    """Tables first, on the first domain; then a number in closed form, with chance in it; then the head alone."""
 
     shift: torch.Tensor
 
@@ -76,9 +76,12 @@ class TwoSteps(Small):
     def stages(self) -> list[Stage]:
         return [
             Stage("tables", [*self.users.parameters(), *self.items.parameters()], domains=(0,)),
+            Stage("shift", solve=self._shift),
             Stage("head", list(self.out.parameters())),
-            Stage("shift", solve=lambda dataset, domains: self.shift.add_(len(domains)) and None),
         ]
+
+    def _shift(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
+        self.shift += len(domains) + torch.rand(())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def make_data(path: Path, seed: int = 0) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def _no_trap() -> None:
-    Small.at = TwoSteps.at = 0
+    Small.at = Steps.at = 0
 
 
 def small(data: Dataset, kind: type[Small] = Small, seed: int = 0) -> Small:
@@ -229,18 +232,18 @@ def test_one_domain_alone(data: Dataset) -> None:
 
 
 def test_stages_train_their_own_weights_on_their_own_domains(data: Dataset) -> None:
-    model = small(data, TwoSteps)
+    model = small(data, Steps)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run = fit(model, data, CTR, HOW)
-    by_stage = {name: [e for e in run.log if e["stage"] == name] for name in ("tables", "head", "shift")}
-    assert [len(v) for v in by_stage.values()] == [3, 3, 1]
+    by_stage = {name: [e for e in run.log if e["stage"] == name] for name in ("tables", "shift", "head")}
+    assert [len(v) for v in by_stage.values()] == [3, 1, 3]
     offsets = data.part("train").offsets
     assert by_stage["tables"][0]["rows"] == offsets[1]
     assert by_stage["head"][0]["rows"] == offsets[2]
     assert set(by_stage["tables"][0]["metrics"]["auc"]) == {"all", data.schema.domain_names[0]}
-    assert model.shift == 2
+    assert 2 <= model.shift < 3
     assert all(p.requires_grad for p in model.parameters())
-    assert run.best.epoch == 0
+    assert run.best.value == max(entry["metrics"]["auc"]["all"] for entry in by_stage["head"])
     assert not torch.equal(model.users.weight, before["users.weight"])
 
 
@@ -257,8 +260,14 @@ def test_a_stage_leaves_other_weights_as_they_are(data: Dataset) -> None:
 
 
 def test_a_stage_of_other_domains_is_left_out(data: Dataset) -> None:
-    run = fit(small(data, TwoSteps), data, CTR, How(**{**HOW.__dict__, "domains": (1,)}))
-    assert [entry["stage"] for entry in run.log] == ["head", "head", "head", "shift"]
+    class First(Small):
+        def stages(self) -> list[Stage]:
+            return [Stage("only", domains=(0,))]
+
+    run = fit(small(data, Steps), data, CTR, How(**{**HOW.__dict__, "domains": (1,)}))
+    assert [entry["stage"] for entry in run.log] == ["shift", "head", "head", "head"]
+    with pytest.raises(ConfigError, match="no stage of First"):
+        fit(small(data, First), data, CTR, How(domains=(1,)))
 
 
 # Interruptions
@@ -272,7 +281,7 @@ def interrupted(kind: type[Small], data: Dataset, how: How, folder: Path, at: in
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", [Small, TwoSteps])
+@pytest.mark.parametrize("kind", [Small, Steps])
 def test_a_resumed_run_equals_an_uninterrupted_one(data: Dataset, tmp_path: Path, kind: type[Small], seed: int) -> None:
     straight = fit(small(data, kind), data, CTR, HOW)
     steps = math.ceil(len(data.part("train")) / HOW.batch_size)
@@ -281,6 +290,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data: Dataset, tmp_path: Path
     for at in rng.integers(1, steps + 1, 2):  # whatever weights the model comes with then
         interrupted(kind, data, HOW, tmp_path / "run", int(at))
     assert_same(straight, fit(small(data, kind, seed=77), data, CTR, HOW, tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("at", [3, 7, 17, 30])
+def test_a_crash_is_taken_up_from_the_last_checkpoint(data: Dataset, tmp_path: Path, at: int) -> None:
+    """In the first epoch, the second, the first after the closed form, and the one after that."""
+
+    class CrashError(Exception):
+        pass
+
+    def crash() -> None:
+        raise CrashError
+
+    straight = fit(small(data, Steps), data, CTR, HOW)
+    Steps.trap, Steps.at = crash, at
+    with pytest.raises(CrashError):
+        fit(small(data, Steps), data, CTR, HOW, tmp_path / "run")
+    assert_same(straight, fit(small(data, Steps), data, CTR, HOW, tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("when", ["solving", "validating"])
+def test_ctrl_c_in_a_closed_form(data: Dataset, tmp_path: Path, when: str) -> None:
+    straight = fit(small(data, Steps), data, CTR, HOW)
+    stopped: list[bool] = []
+
+    class Stopped(Steps):
+        def _shift(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
+            super()._shift(dataset, domains)
+            if when == "solving" and not stopped:
+                stopped.append(True)
+                signal.raise_signal(signal.SIGINT)
+
+        def forward(self, batch: Batch) -> Output:
+            if when == "validating" and not stopped and self.shift > 0:
+                stopped.append(True)
+                signal.raise_signal(signal.SIGINT)
+            return super().forward(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(data, Stopped), data, CTR, HOW, tmp_path / "run")
+    assert_same(straight, fit(small(data, Stopped, seed=4), data, CTR, HOW, tmp_path / "run", resume=True))
 
 
 def test_ctrl_c_says_how_to_go_on_and_leaves_a_loadable_checkpoint(
