@@ -185,7 +185,7 @@ class DomainMLP(nn.Module):
 
     def __init__(self, n: int, width: int, hidden: Sequence[int], *, out: int | None = 1, dropout: float = 0.0, norm: bool = False) -> None:
         super().__init__()
-        widths = [width, *hidden]
+        self.widths = widths = [width, *hidden]
         self.layers = nn.ModuleList(DomainLinear(n, i, o) for i, o in itertools.pairwise(widths))
         self.norms = nn.ModuleList(DomainBatchNorm(n, o) for o in hidden) if norm else None
         self.dropout = dropout
@@ -203,10 +203,8 @@ class DomainMLP(nn.Module):
 
     def specialise(self, domain: int) -> MLP:
         """Domain ``domain``'s MLP alone, on copies of its weights."""
-        hidden = [cast("DomainLinear", layer).weight.shape[1] for layer in self.layers]
-        width = cast("DomainLinear", [*self.layers, self.last][0]).weight.shape[2]
-        out = None if self.last is None else self.last.weight.shape[1]
-        plain = MLP(width, hidden, dropout=self.dropout, norm=None if self.norms is None else "batch", out=out)
+        out = None if self.last is None else self.width
+        plain = MLP(self.widths[0], self.widths[1:], dropout=self.dropout, norm=None if self.norms is None else "batch", out=out)
         linear = [cast("DomainLinear", m).specialise(domain) for m in [*self.layers, *([self.last] if self.last is not None else [])]]
         norms = [] if self.norms is None else [cast("DomainBatchNorm", m).specialise(domain) for m in self.norms]
         for kind, found in ((nn.Linear, linear), (nn.BatchNorm1d, norms)):
