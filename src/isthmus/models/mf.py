@@ -36,7 +36,7 @@ class MF(Retriever):
 
     Args:
         dim: number of factors.
-        l2: penalty, above 0; None: 0.03 for positives, 0.1 for ratings.
+        l2: penalty, above 0; None: 0.03 for positives, 0.2 for ratings.
         confidence: alpha, above 0; one number, or one per domain.
         epochs: passes over users and items.
         across: one factorisation of all domains; False: each domain its own.
@@ -65,7 +65,7 @@ class MF(Retriever):
         super().__init__(schema)
         n = len(schema.domains)
         self.explicit = schema.label == "rating" if explicit is None else explicit
-        self.l2 = l2 if l2 is not None else 0.1 if self.explicit else 0.03
+        self.l2 = l2 if l2 is not None else 0.2 if self.explicit else 0.03
         self.confidence = [float(c) for c in confidence] if isinstance(confidence, Sequence) else [float(confidence)] * n
         if self.explicit and schema.label == "implicit":
             raise ConfigError("explicit factors of implicit data", "data with labels", "leave explicit out")

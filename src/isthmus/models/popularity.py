@@ -48,11 +48,11 @@ class Popularity(Retriever):
     offset: Tensor
 
     def __init__(
-        self, schema: Schema, *, smoothing: float = 10.0, across: bool = False, by: Literal["auto", "count", "mean"] = "auto"
+        self, schema: Schema, *, smoothing: float = 5.0, across: bool = False, by: Literal["auto", "count", "mean"] = "auto"
     ) -> None:
         super().__init__(schema)
         if smoothing <= 0:
-            raise ConfigError(f"smoothing = {smoothing}", "a number above 0", "try 10")
+            raise ConfigError(f"smoothing = {smoothing}", "a number above 0", "try 5")
         if by not in ("auto", "count", "mean") or (by == "mean" and schema.label == "implicit"):
             raise ConfigError(f"by = {by!r} with {schema.label} labels", "auto, count, or (with labels) mean", "use by = 'auto'")
         self.smoothing, self.across = smoothing, across
