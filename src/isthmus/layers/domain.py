@@ -39,7 +39,7 @@ class _Grouped(torch.autograd.Function):
         for rows, w, o in zip(x.split(sizes), weight.transpose(1, 2).unbind(), out.split(sizes), strict=True):
             torch.mm(rows, w, out=o)
         if bias is not None:
-            out += bias.repeat_interleave(_counts(sizes, x.device), 0, output_size=x.shape[0])
+            out += bias[_domains(sizes, x.device)]
         return out
 
     @staticmethod
@@ -56,12 +56,14 @@ class _Grouped(torch.autograd.Function):
             for g, rows, o in zip(grads, x.split(ctx.sizes), dw.unbind(), strict=True):
                 torch.mm(g.t(), rows, out=o)  # no rows: exact zeros
         if ctx.has_bias and ctx.needs_input_grad[3]:
-            db = torch.segment_reduce(grad.contiguous(), "sum", lengths=_counts(ctx.sizes, grad.device), initial=0)
+            db = grad.new_zeros(weight.shape[:2]).index_add_(0, _domains(ctx.sizes, grad.device), grad)
         return dx, None, dw, db
 
 
-def _counts(sizes: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(sizes, device=device)
+def _domains(sizes: list[int], device: torch.device) -> Tensor:
+    """The domain of each row, from the number of rows of each domain."""
+    counts = torch.tensor(sizes, device=device)
+    return torch.arange(len(sizes), device=device).repeat_interleave(counts, output_size=sum(sizes))
 
 
 def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -138,8 +140,7 @@ class DomainBatchNorm(nn.Module):
     def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
         """(N, width) -> (N, width)."""
         sizes = [end - start for start, end in itertools.pairwise(offsets)]
-        count = _counts(sizes, x.device)
-        domain = torch.arange(len(sizes), device=x.device).repeat_interleave(count, output_size=x.shape[0])
+        count, domain = torch.tensor(sizes, device=x.device), _domains(sizes, x.device)
         mean, var = self._own(x, domain, count) if self.training else (self.running_mean, self.running_var)
         out = (x - mean[domain]) * (var + self.eps).rsqrt()[domain]
         if self.weight is None or self.bias is None:
