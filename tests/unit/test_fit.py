@@ -32,7 +32,7 @@ from isthmus.schema import Schema
 from isthmus.task import get_task
 
 CTR = get_task("ctr")
-HOW = How(epochs=3, batch_size=256, lr=1e-2, patience=None, device="cpu", progress=False, checkpoint_minutes=1e9)
+HOW = How(epochs=3, batch_size=256, lr=1e-2, patience=None, device="cpu", threads=1, progress=False, checkpoint_minutes=1e9)
 
 
 class Small(Model):
@@ -192,7 +192,7 @@ def test_it_learns(data: Dataset) -> None:
 
 
 def test_early_stopping_keeps_the_best_weights(data: Dataset, tmp_path: Path) -> None:
-    how = How(epochs=40, batch_size=64, lr=0.3, patience=2, device="cpu", progress=False)  # overfits within a few epochs
+    how = How(epochs=40, batch_size=64, lr=0.3, patience=2, threads=1, device="cpu", progress=False)  # overfits within a few epochs
     run = fit(small(data), data, CTR, how, tmp_path / "run")
     values = [entry["metrics"]["auc"]["all"] for entry in run.log]
     best = int(np.argmax(values))
@@ -205,7 +205,7 @@ def test_early_stopping_keeps_the_best_weights(data: Dataset, tmp_path: Path) ->
 
 
 def test_a_metric_to_be_lowered_is_lowered(data: Dataset) -> None:
-    run = fit(small(data), data, CTR, How(epochs=6, batch_size=64, lr=0.1, patience=None, monitor="logloss", device="cpu"))
+    run = fit(small(data), data, CTR, How(epochs=6, batch_size=64, lr=0.1, patience=None, threads=1, monitor="logloss", device="cpu"))
     values = [entry["metrics"]["logloss"]["all"] for entry in run.log]
     assert run.best.epoch == int(np.argmin(values))
     assert run.best.value == min(values)
@@ -382,7 +382,7 @@ def test_resume_from_the_folder_alone(data: Dataset, tmp_path: Path) -> None:
 
 def test_the_best_weights_are_the_checkpoints_own(data: Dataset, tmp_path: Path) -> None:
     """Killed between writing newer best weights and the checkpoint that knows of them."""
-    how = How(epochs=5, batch_size=64, lr=0.3, patience=None, device="cpu", progress=False)  # overfits at once
+    how = How(epochs=5, batch_size=64, lr=0.3, patience=None, threads=1, device="cpu", progress=False)  # overfits at once
     straight = fit(small(data), data, CTR, how)
     assert straight.best.epoch < 3
     steps = math.ceil(len(data.part("train")) / how.batch_size)

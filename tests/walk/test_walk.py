@@ -66,7 +66,7 @@ Both = tuple[Scores, Scores]  # of validation and of test
 
 def run(name: str, args: dict, data: Dataset, folder: Path, seed: int = 0, domains: tuple[int, ...] | None = None) -> Both:
     """Fits, reads the run back from its folder, and scores with what was read."""
-    how = How(epochs=8, batch_size=512, lr=1e-2, seed=seed, device="cpu", progress=False, domains=domains)
+    how = How(epochs=8, batch_size=512, lr=1e-2, seed=seed, device="cpu", threads=1, progress=False, domains=domains)
     fit(build(name, data.schema, args, seed=seed), data, CTR, how, folder)
     back = load_run(folder)
     valid, test = (score(back.model, data, part, task=CTR, how=back.how, domains=domains) for part in ("valid", "test"))
