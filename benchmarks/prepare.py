@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,8 @@ def make_log(folder: Path, rows: int) -> None:
         )
 
 
-def prepare(log: Path, out: Path) -> None:
-    """The library's own work."""
+def prepare(log: Path, out: Path, label: str | None = "click") -> None:
+    """The library's own work; without the label every event is a positive and enters the histories."""
     from isthmus.data import split
     from isthmus.data.encode import encode
     from isthmus.data.events import read_events
@@ -61,7 +62,7 @@ def prepare(log: Path, out: Path) -> None:
         clock = time.perf_counter()
 
     say("import")
-    events = read_events(pl.scan_parquet(log / "*.parquet"), user="uid", item="iid", domain="market", label="click", time="ts")
+    events = read_events(pl.scan_parquet(log / "*.parquet"), user="uid", item="iid", domain="market", label=label, time="ts")
     say("read_events")
     parts = split.global_time(events)
     say("split")
@@ -80,38 +81,38 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def child(what: str, log: Path, out: Path) -> tuple[float, float]:
-    """Runs one job in a fresh process: seconds, and peak memory in MiB."""
+def child(what: str, log: Path, out: Path) -> tuple[float, float, float]:
+    """Runs one job in a fresh process: seconds, processor seconds, and peak memory in MiB."""
     result = subprocess.run([sys.executable, __file__, "--child", what, str(log), str(out)], stdout=subprocess.PIPE, text=True, check=True)
     *lines, last = result.stdout.strip().splitlines()
     print("\n".join(lines), flush=True)
-    seconds, peak = last.split()
-    return float(seconds), float(peak)
+    seconds, busy, peak = map(float, last.split())
+    return seconds, busy, peak
 
 
 def main() -> int:
     """Makes the log, prepares it, and prints one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=LIMIT_ROWS)
+    parser.add_argument("--labels", choices=("clicks", "implicit"), default="implicit", help="implicit: every event is a positive")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
     parser.add_argument("--child", nargs=3, metavar=("JOB", "LOG", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         job, log, out = options.child
-        begin = time.perf_counter()
-        {"prepare": prepare, "copy": copy}[job](Path(log), Path(out))
-        print(time.perf_counter() - begin, peak_mib())
+        begin, busy = time.perf_counter(), time.process_time()
+        {"clicks": prepare, "implicit": partial(prepare, label=None), "copy": copy}[job](Path(log), Path(out))
+        print(time.perf_counter() - begin, time.process_time() - busy, peak_mib())
         return 0
     with tempfile.TemporaryDirectory(prefix="isthmus-benchmark-", dir=options.folder) as name:
         folder = Path(name)
         (folder / "log").mkdir()
         make_log(folder / "log", options.rows)
-        seconds, peak = child("prepare", folder / "log", folder / "data")
-        copied, copy_peak = child("copy", folder / "log", folder / "copy")
-    print(
-        f"{options.rows:,} rows: {options.rows / seconds:,.0f} rows/s, peak {peak:,.0f} MiB, "
-        f"{seconds / copied:.1f} times polars reading and writing them ({copied:.1f} s, peak {copy_peak:,.0f} MiB)"
-    )
+        seconds, busy, peak = child(options.labels, folder / "log", folder / "data")
+        copied, copy_busy, copy_peak = child("copy", folder / "log", folder / "copy")
+    print(f"{options.rows:,} rows, {options.labels}: {options.rows / seconds:,.0f} rows/s, peak {peak:,.0f} MiB")
+    print(f"polars reading and writing them: {options.rows / copied:,.0f} rows/s, peak {copy_peak:,.0f} MiB")
+    print(f"ratio of time {seconds / copied:.1f}, of processor time {busy / copy_busy:.1f}")
     return int(options.rows <= LIMIT_ROWS and peak > LIMIT)
 
 

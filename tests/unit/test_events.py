@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.data.events import Events, read_events
+from isthmus.data.intern import read_log
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, SourceError
 from isthmus.schema import Field
 
@@ -305,18 +306,8 @@ def test_a_csv_whose_text_is_no_number(tmp_path: Path):
 
 
 def test_a_log_that_grows_between_the_readings(tmp_path: Path):
-    # The first reading is over when the side table is read: it grows the log.
-    class Growing:
-        def __init__(self) -> None:
-            self.rows = 4
-
-        def __call__(self) -> pl.LazyFrame:
-            return pl.LazyFrame({"u": ["a"] * self.rows, "i": [1] * self.rows, "d": ["x"] * self.rows})
-
     file = tmp_path / "log.csv"
     log().write_csv(file)
-    from isthmus.data.intern import read_log
-
     rows = read_log(pl.scan_csv(file), NAMES, (), None, "s", None, None)
     with open(file, "a") as out:
         out.write("b,30,x,9,1\n")

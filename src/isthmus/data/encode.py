@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from isthmus.data import arrow
-from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, Rows, file_facts
+from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, file_facts
 from isthmus.data.events import Events
 from isthmus.data.fields import Coded, code_column, code_entity
 from isthmus.data.history import History
+from isthmus.data.rows import Rows
 from isthmus.data.segments import Segments
 from isthmus.data.split import PARTS, TRAIN, Split
 from isthmus.data.vocabulary import Vocabulary, frequency_order
@@ -132,8 +133,9 @@ def _write_rows(
 
 def _write_history(folder: Path, events: Events, split: Split, user_code: np.ndarray, item_code: np.ndarray) -> None:
     """Positive events that may be looked back at; without times, those of train alone."""
-    keep = events.positive()
-    keep &= split.in_history() if events.time is not None else split.part == TRAIN
+    mask = events.positive()
+    mask &= split.in_history() if events.time is not None else split.part == TRAIN
+    keep = slice(None) if mask.all() else mask  # a slice copies nothing
     History.write(
         folder,
         user=user_code[events.user[keep]],
