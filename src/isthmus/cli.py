@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from isthmus.data.events import Events
     from isthmus.data.split import Split
-    from isthmus.experiment import Recipe
+    from isthmus.data.synthetic import World
+    from isthmus.experiment import Comparison, Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,7 +147,7 @@ def fit(
     if epochs is not None:
         how["epochs"] = epochs
     args = {k: v for k, v in given.items() if k not in names}
-    built = build(model, dataset.schema, args)
+    built = build(model, dataset.schema, args, seed=seed)
     job = get_task(task) if task else default_task(dataset.schema)
     run = train(built, dataset, job, How(**how), out, resume=resume)
     _console().print(
@@ -331,7 +332,7 @@ def _load(
     return loaded.events, loaded.split
 
 
-def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None) -> Any:
+def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None) -> Comparison:
     """Compare, print, write the page."""
     from isthmus.experiment import check_writable
     from isthmus.experiment import compare as run
@@ -354,21 +355,44 @@ def _own_recipe(source: str, events: Events) -> Recipe:
 
 
 def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
+    """Every model that can judge clicks, small enough for two cores."""
+    import dataclasses
+
     from isthmus.experiment import Recipe, default_models
+    from isthmus.models import get_model
     from isthmus.task import get_task
 
+    small = {"hidden": [32], "tower": [16]}
+    sized = {
+        "dnn": {"hidden": [64, 32]},
+        "cross_stitch": {"hidden": [32, 16]},
+        "star": {"hidden": [64, 32]},
+        "shared_bottom": {**small, "hidden": [64]},
+    }
+    models = tuple(
+        spec if get_model(spec.name).shallow else dataclasses.replace(spec, args=sized.get(spec.name, small))
+        for spec in default_models(get_task("ctr"))
+    )
     return Recipe(
         "demo",
-        "demo world",
-        default_models(get_task("ctr")),
+        "a made-up world, see isthmus.data.synthetic.demo_world",
+        models,
         title="Three markets",
+        split="global_time",
+        split_args={"valid": 0.15, "test": 0.25},
         seeds=seeds,
-        fit={"batch_size": 1024, "progress": False},
+        fit={"batch_size": 512, "lr": 0.01, "epochs": 12, "patience": 2, "threads": 1, "progress": False},
     )
 
 
-def _best_reachable(world: Any, comparison: Any, console: Console) -> None:
-    """The world's true probabilities are known, and so is the best AUC that any model could have."""
+def _best_reachable(world: World, comparison: Comparison, console: Console) -> None:
+    """The world's true probabilities are known, and so is the best AUC that any model could have on the test rows."""
+    from isthmus.data.split import TEST, global_time
+
+    test = global_time(world.events, **comparison.recipe.split_args).part == TEST
+    best = {name: world.best_auc(test & (world.events.domain == d)) for d, name in enumerate(comparison.schema.domain_names)}
+    text = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
+    console.print(f"[dim]the best AUC that the world's true probabilities allow: {text}[/]", highlight=False)
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

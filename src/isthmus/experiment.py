@@ -454,7 +454,7 @@ def _fingerprint(events: Events) -> str:
     digest = hashlib.sha256(json.dumps(events.schema.to_dict(), sort_keys=True).encode())
     for column in (events.user, events.item, events.domain, events.time, events.label, events.behaviour):
         if column is not None:
-            digest.update(memoryview(column).cast("B"))
+            digest.update(column.tobytes())
     for table in (events.users, events.items, events.user_ids.to_frame(), events.item_ids.to_frame()):
         if table is not None:
             digest.update(table.hash_rows(seed=0).to_numpy().tobytes())

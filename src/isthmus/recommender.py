@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,11 @@ from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
 from isthmus.data.sources import table
 from isthmus.data.split import Split
-from isthmus.errors import ConfigError, IsthmusError
+from isthmus.errors import ConfigError
 from isthmus.experiment import ModelSpec, Recipe, compare, default_models, make_split
 from isthmus.fit import How, Run, build, fit
 from isthmus.ledger import Ledger
 from isthmus.models import get_model
-from isthmus.schema import PADDING, UNKNOWN
 from isthmus.task import default_task, get_task
 
 BLOCK = 4096  # candidates scored at once
@@ -62,10 +61,7 @@ class Recommender:
         self.folder = Path(folder if folder is not None else self._temporary.name)  # type: ignore[union-attr]
         self.spec = ModelSpec(model, args=args)
         self.task = None if task is None else get_task(task)
-        known = {f.name for f in dataclasses.fields(How)}
-        for key in fit or {}:
-            if key not in known:
-                raise ConfigError(f"unknown fit setting {key!r}", f"one of {sorted(known)}", "see isthmus.How")
+        How.of(fit or {})  # refuses unknown settings before any data are read
         self.settings = dict(fit or {})
         self._fitted: tuple[Events, Split, Dataset, Run] | None = None
 
@@ -87,8 +83,10 @@ class Recommender:
         self.task = self.task or default_task(events.schema)
         split = make_split(events, self._recipe(()), split)
         dataset = encode(events, split, self.folder / "data", overwrite=True)
-        model = build(self.spec.name, dataset.schema, self.spec.args)
-        run = fit(model, dataset, self.task, How(**self.settings), self.folder / "run")
+        shutil.rmtree(self.folder / "run", ignore_errors=True)  # a new fit replaces the old one, as the data do
+        how = How.of(self.settings)
+        model = build(self.spec.name, dataset.schema, self.spec.args, seed=how.seed)
+        run = fit(model, dataset, self.task, how, self.folder / "run", resume=False)
         self._fitted = (events, split, dataset, run)
         return self
 
@@ -167,5 +165,3 @@ def _end_of_time() -> Any:
 
     return np.array([np.iinfo(np.int64).max])
 
-
-__all__ = ["Recommender", "IsthmusError", "PADDING", "UNKNOWN"]

@@ -198,18 +198,18 @@ def make_world(
 
 
 def demo_world(seed: int = 0) -> World:
-    """Three markets that sell mostly the same items to mostly different people of similar taste.
+    """Three markets that sell mostly the same items, in part to the same people, of similar taste.
 
     The large and the medium market have enough clicks to learn from; the small one has few and gains clearly
     from the others.  Sized so that a dozen models train in minutes on a laptop.
     """
     return make_world(
         ("large", "medium", "small"),
-        users=(1800, 900, 300),
-        items=(800, 700, 500),
-        events=(60_000, 30_000, 3_000),
-        relatedness=0.9,
-        user_overlap=0.3,
+        users=(1200, 700, 400),
+        items=(400, 350, 300),
+        events=(30_000, 16_000, 4_000),
+        relatedness=0.95,
+        user_overlap=0.6,
         item_overlap=0.9,
         click_rate=(0.30, 0.25, 0.20),
         seed=seed,

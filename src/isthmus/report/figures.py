@@ -16,15 +16,15 @@ def intervals(table: Grid) -> dict[str, str]:
 
     figures: dict[str, str] = {}
     for column, domain in enumerate(table.domains):
-        rows = [(model, cells[column]) for model, cells in table.rows if cells[column].value is not None]
+        rows = [(model, cell, cell.value) for model, cells in table.rows if (cell := cells[column]).value is not None]
         figure = Figure(figsize=(6.4, 0.6 + 0.26 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for y, (_, cell) in enumerate(rows):
+        for y, (_, cell, value) in enumerate(rows):
             color = COLOR[cell.against_control]
             if cell.low is not None and cell.high is not None:
                 axes.plot([cell.low, cell.high], [y, y], color=color, linewidth=2, solid_capstyle="round")
-            axes.plot([cell.value], [y], "o", color=color, markersize=6 if cell.best else 4)
-        axes.set_yticks(range(len(rows)), [model + (" ★" if cell.best else "") for model, cell in rows], fontsize=8)
+            axes.plot([value], [y], "o", color=color, markersize=6 if cell.best else 4)
+        axes.set_yticks(range(len(rows)), [model + (" ★" if cell.best else "") for model, cell, _ in rows], fontsize=8)
         axes.invert_yaxis()
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", color="#e3e7ec", linewidth=0.8)

@@ -42,7 +42,7 @@ def _print_main(table: Grid, console: Console) -> None:
     console.print()
     console.print(out)
     console.print(
-        "[dim]marks: against its own single-domain control, then against the best shallow model; ▲ helps ▼ hurts · no evidence; ★ best on validation[/]"
+        "[dim]marks: against its single-domain control, then the best shallow model; ▲ helps ▼ hurts · no evidence; ★ best on validation[/]"
     )
 
 
