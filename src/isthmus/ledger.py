@@ -70,7 +70,7 @@ class Ledger:
         left_out: comparisons that the data do not allow, with the reason.
         validation: model, domain and value on validation (mean over seeds), null where not defined.
         metric: what is compared.
-        level: of confidence; 1 - level is the chance of a wrong verdict anywhere in a family.
+        level: of confidence; 1 - level is the nominal chance of a wrong verdict anywhere in a family (see ``ledger``).
     """
 
     frame: pl.DataFrame
@@ -115,6 +115,10 @@ def ledger(entries: Sequence[Entry], metric: str, resamples: int = 2000, seed: i
     The best shallow entry is chosen on validation, in each domain.  P-values are corrected by Holm within a family: all models
     and domains of one ``against``; the means over domains ("all") are a family of their own, so a verdict about a domain and
     one about the mean each hold at ``level``.  A network with a single seed gets an interval over users but no verdict.
+
+    Known limit: with few seeds Satterthwaite's degrees of freedom are themselves a guess, and too high when the variance over
+    seeds came out small by chance.  Where seeds differ more than users do (many users, unstable trainings), three seeds give
+    wrong verdicts more often than 1 - ``level``: about one family of six comparisons in five, for 0.95.  Use more seeds there.
 
     Args:
         entries: all judged on the same rows.

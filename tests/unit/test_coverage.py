@@ -68,7 +68,7 @@ def test_intervals_of_measure_hold_the_truth() -> None:
         for domain, low, high in frame.select("domain", "low", "high").iter_rows():
             held[domain] += low <= auc(0.15) <= high
     for domain, count in held.items():
-        assert at_least(0.94, WORLDS) <= count <= at_most(0.965, WORLDS), (domain, count)
+        assert at_least(0.95, WORLDS) <= count <= at_most(0.95, WORLDS), (domain, count)
 
 
 def test_intervals_hold_the_truth_with_few_users() -> None:
@@ -77,7 +77,7 @@ def test_intervals_hold_the_truth_with_few_users() -> None:
         frame = measure(World(10_000 + seed, users=12, domains=1).scores(0.15), ("auc",), resamples=400, seed=seed)
         low, high = frame.filter(pl.col("domain") == "d0").select("low", "high").row(0)
         held += low <= auc(0.15) <= high
-    assert at_least(0.92, WORLDS) <= held, held
+    assert at_least(0.95, WORLDS) <= held, held
 
 
 def test_intervals_over_rows_would_not_hold() -> None:
@@ -88,7 +88,7 @@ def test_intervals_over_rows_would_not_hold() -> None:
         world.frame = world.frame.with_columns(pl.int_range(pl.len()).alias("user"))
         low, high = measure(world.scores(0.15), ("auc",), resamples=200, seed=seed).select("low", "high").row(0)
         held += low <= auc(0.15) <= high
-    assert held < at_least(0.93, WORLDS), held
+    assert held < at_least(0.95, WORLDS), held
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.03])
@@ -100,7 +100,7 @@ def test_intervals_of_the_ledger_hold_the_true_difference(luck: float) -> None:
         for domain, low, high in ledger(entries, "auc", resamples=300, seed=seed).frame.select("domain", "low", "high").iter_rows():
             held[domain] += low <= auc(0.15) - auc(0.22) <= high
     for domain, count in held.items():
-        assert at_least(0.94, WORLDS) <= count, (domain, count)
+        assert at_least(0.95, WORLDS) <= count, (domain, count)
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.03])
@@ -116,8 +116,20 @@ def test_wrong_verdicts_stay_within_the_stated_rate(luck: float) -> None:
         helps += bool((domains["verdict"] == "helps").any())
         wrong_mean += bool((frame.filter(pl.col("domain") == "all")["verdict"] != "no evidence").any())
     assert wrong <= at_most(0.05, WORLDS), wrong
-    assert helps <= at_most(0.03, WORLDS), helps
+    assert helps <= at_most(0.025, WORLDS), helps
     assert wrong_mean <= at_most(0.05, WORLDS), wrong_mean
+
+
+@pytest.mark.xfail(strict=True, reason="Satterthwaite's dof are too many when luck outweighs users and seeds are few: see ledger")
+def test_wrong_verdicts_stay_within_the_stated_rate_when_luck_outweighs_users() -> None:
+    """Three models with controls of their own, two domains, no difference anywhere, three seeds that differ a lot."""
+    worlds, wrong = 150, 0
+    for seed in range(worlds):
+        world = World(50_000 + seed, users=60, each=6)
+        entries = [world.entry(name, 0.25, 0.1, control=None if name.isupper() else name.upper()) for name in "aAbBcC"]
+        frame = ledger(entries, "auc", resamples=100, seed=seed).frame
+        wrong += bool((frame.filter(pl.col("domain") != "all")["verdict"] != "no evidence").any())
+    assert wrong <= at_most(0.05, worlds), wrong
 
 
 def test_true_differences_are_found() -> None:
