@@ -142,3 +142,15 @@ def test_damaged_files_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(SourceError, match="missing"):
         History.load(tmp_path)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_size_of_the_blocks_that_are_sorted_changes_nothing(tmp_path, monkeypatch, timed):
+    rng = np.random.default_rng(0)
+    user, domain, item, time = (rng.integers(low, high, 300) for low, high in ((2, 40), (0, 3), (2, 9), (0, 30)))
+    written = []
+    for block in (1, 7, 1000):
+        monkeypatch.setattr("isthmus.data.history.BLOCK", block)
+        stored(user, domain, time if timed else None, item, folder=tmp_path / str(block))
+        written.append({file.name: file.read_bytes() for file in (tmp_path / str(block)).iterdir()})
+    assert written[0] == written[1] == written[2]

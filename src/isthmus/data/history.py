@@ -15,10 +15,9 @@ Times that tie with the row's own never enter its history.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from isthmus.storage import read_json, write_json
 
 COLUMNS = ("item", "time", "behaviour", "domain")
 NOBODY = -1  # a domain that no event has
+BLOCK, MOST_BLOCKS = 1 << 21, 100  # events sorted at once, at least; and how many times at most the users are divided
 
 
 @dataclass(frozen=True)
@@ -90,26 +90,36 @@ class History:
             raise DataError("history columns of different lengths", "one value per event", "pass the same events in every column")
         if time is None and not train.all():
             raise DataError("events without a time from outside the training part", "training events only", "leave the other parts out")
-        user, domain = user.astype(np.int64), domain.astype(np.int64)
-        pair = user * domains + domain
-        if time is None:  # without a time a history is a set: one event per user, domain and item, the last one stored
-            keep = _last_of_each(pair, item)
-            user, domain, item, pair = user[keep], domain[keep], item[keep], pair[keep]
-            behaviour = None if behaviour is None else behaviour[keep]
-        order = _order(pair, time)
-        pairs, first = np.unique(pair[order], return_index=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        events = {"item": _padded(item[order], np.int32)}
+        size = len(user) + 1
+        events: dict[str, np.ndarray] = {"item": np.zeros(size, np.int32)}
         if time is not None:
-            events["time"] = _padded(time[order], np.int64)
+            events["time"] = np.zeros(size, np.int64)
         if behaviour is not None:
-            events["behaviour"] = _padded(behaviour[order], np.int8)
-        arrow.write(folder / "events.arrow", events)
-        arrow.write(
-            folder / "pairs.arrow",
-            {"pair": np.append(pairs, np.iinfo(np.int64).max), "start": np.append(first + 1, len(order) + 1).astype(np.int64)},
-        )
-        arrow.write(folder / "merged.arrow", _merge(user, domain, time, order))
+            events["behaviour"] = np.zeros(size, np.int8)
+        merged: dict[str, np.ndarray] = {
+            "event": np.zeros(size, np.int32),
+            "domain": np.full(size, NOBODY, np.int16),
+            "run": np.zeros(size, np.int32),
+        }
+        pairs, starts, at = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 1
+        for rows in _blocks(user):
+            block = _Block.of(rows, user, domain, time, item, domains)
+            pair, first = np.unique(block.pair[block.order], return_index=True)
+            pairs.append(pair)
+            starts.append(first + at)
+            end = at + len(block.rows)
+            stored = block.rows[block.order]
+            for name, column in (("item", item), ("time", time), ("behaviour", behaviour)):
+                if column is not None:
+                    events[name][at:end] = column[stored]
+            for name, column in _merge(block).items():
+                merged[name][at:end] = column
+            at = end
+        folder.mkdir(parents=True, exist_ok=True)
+        arrow.write(folder / "events.arrow", {name: values[:at] for name, values in events.items()})
+        pair, start = np.concatenate([*pairs, [np.iinfo(np.int64).max]]), np.concatenate([*starts, [at]])
+        arrow.write(folder / "pairs.arrow", {"pair": pair, "start": start.astype(np.int64)})
+        arrow.write(folder / "merged.arrow", {name: values[:at] for name, values in merged.items()})
         write_json(folder / "history.json", {"domains": domains})
 
     @classmethod
@@ -235,6 +245,44 @@ def _longest(counts: np.ndarray) -> int:
     return int(counts.max(initial=0))
 
 
+@dataclass(frozen=True)
+class _Block:
+    """The events of some users; n of them.
+
+    Attributes:
+        rows: (n,) which events.
+        user, domain, pair: (n,) int64.
+        time: (n,) int64, or None.
+        order: (n,) order by pair, then time.
+    """
+
+    rows: np.ndarray
+    user: np.ndarray
+    domain: np.ndarray
+    pair: np.ndarray
+    time: np.ndarray | None
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, user: np.ndarray, domain: np.ndarray, time: np.ndarray | None, item: np.ndarray, domains: int) -> _Block:
+        """Takes the rows of one block."""
+        pair = user[rows].astype(np.int64) * domains + domain[rows]
+        if time is None:  # without a time a history is a set: one event per user, domain and item, the last one stored
+            keep = _last_of_each(pair, item[rows])
+            rows, pair = rows[keep], pair[keep]
+        times = None if time is None else time[rows]
+        return cls(rows, user[rows].astype(np.int64), domain[rows].astype(np.int64), pair, times, _order(pair, times))
+
+
+def _blocks(user: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of one range of users after the other, so that what sorting needs does not grow with the data."""
+    count = np.bincount(user, minlength=1)
+    block_of = (np.cumsum(count) - count) // max(BLOCK, len(user) // MOST_BLOCKS)
+    block = block_of.astype(np.uint8)[user]
+    for number in range(int(block_of[-1]) + 1):
+        yield np.flatnonzero(block == number)
+
+
 def _order(key: np.ndarray, time: np.ndarray | None) -> np.ndarray:
     """Stable order by key, then time."""
     return np.argsort(key, kind="stable") if time is None else np.lexsort((time, key))
@@ -249,23 +297,15 @@ def _last_of_each(pair: np.ndarray, item: np.ndarray) -> np.ndarray:
     return np.sort(order[last])
 
 
-def _merge(user: np.ndarray, domain: np.ndarray, time: np.ndarray | None, order: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of merged.arrow; ``order`` is that of events.arrow."""
-    total = len(order)
+def _merge(block: _Block) -> dict[str, np.ndarray]:
+    """The columns of merged.arrow."""
+    total = len(block.order)
     place = np.empty(total, np.int64)
-    place[order] = np.arange(total)
-    merged = _order(user, time)
-    user, domain = user[merged], domain[merged]
+    place[block.order] = np.arange(total)
+    merged = _order(block.user, block.time)
+    user, domain = block.user[merged], block.domain[merged]
     new_user = np.flatnonzero(np.diff(user, prepend=NOBODY))
     begin = np.repeat(new_user, np.diff(new_user, append=total))
     new_run = np.flatnonzero(np.diff(user, prepend=NOBODY) | np.diff(domain, prepend=NOBODY))
     run = np.arange(1, total + 1) - np.repeat(new_run, np.diff(new_run, append=total))
-    return {
-        "event": _padded(place[merged] - begin, np.int32),
-        "domain": _padded(domain, np.int16, NOBODY),
-        "run": _padded(run, np.int32),
-    }
-
-
-def _padded(values: np.ndarray, dtype: Any, padding: int = 0) -> np.ndarray:
-    return np.concatenate([np.array([padding], dtype), values.astype(dtype)])
+    return {"event": place[merged] - begin, "domain": domain, "run": run}
