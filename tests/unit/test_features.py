@@ -162,6 +162,13 @@ def test_save_and_load_without_the_data_set(tmp_path: Path) -> None:
     assert torch.equal(other.eval()(IDS), layer(IDS))
 
 
+def test_exports_for_any_number_of_rows() -> None:
+    layer = _fields().eval()
+    graph = torch.export.export(layer, (IDS,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=False).module()
+    ids = torch.tensor([[1, 1, 0, 2], [7, 7, 7, 7], [0, 0, 0, 0], [3, 6, 5, 4], [2, 2, 0, 0]])
+    torch.testing.assert_close(graph(ids), layer(ids))
+
+
 def test_a_table_of_another_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="item"):
         _fields().fill(_table(categorical=np.zeros((9, 2), np.int32)))

@@ -7,7 +7,7 @@ candidates, histories, negatives and whole catalogues become vectors through the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +129,8 @@ class EntityFields(nn.Module):
         for offsets in self.multi_offsets:
             start, length = offsets[flat], offsets[flat + 1] - offsets[flat]
             first = length.cumsum(0) - length
-            place = torch.arange(int(length.sum()), device=ids.device) + (start - first).repeat_interleave(length)
+            total = cast("int", length.sum().item())  # not int(...): torch.export follows item() alone
+            place = torch.arange(total, device=ids.device) + (start - first).repeat_interleave(length, output_size=total)
             rows = self.multi_rows[place].long()
             found.append(F.embedding_bag(rows, self.table.weight, first, mode="mean", padding_idx=PADDING, sparse=self.table.sparse))
         return torch.stack(found, 1).view(*ids.shape, len(found), self.dim)
