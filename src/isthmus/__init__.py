@@ -21,13 +21,10 @@ if TYPE_CHECKING:
     from isthmus.data.split import Split
     from isthmus.errors import IsthmusError
     from isthmus.experiment import ModelSpec, Recipe, compare
-    from isthmus.fit import How, fit, load_run
-    from isthmus.ledger import ledger
-    from isthmus.measure import measure
+    from isthmus.fit import How, load_run
     from isthmus.model import Model, Retriever, Stage
     from isthmus.recommender import Recommender
     from isthmus.schema import Domain, Entity, Field, Schema
-    from isthmus.score import score
     from isthmus.scores import Scores
 
 _HOME = {
@@ -52,14 +49,10 @@ _HOME = {
     "Stage": "model",
     "compare": "experiment",
     "encode": "data.encode",
-    "fit": "fit",
-    "ledger": "ledger",
     "load_run": "fit",
-    "measure": "measure",
     "read_events": "data.events",
-    "score": "score",
 }
-# ``fit``, ``score``, ``measure`` and ``ledger`` are the functions of the modules of the same name.
+# ``fit``, ``score``, ``measure`` and ``ledger`` are not here: a package cannot offer a function under the name of its module.
 
 __all__ = [
     "Batch",
@@ -84,12 +77,8 @@ __all__ = [
     "__version__",
     "compare",
     "encode",
-    "fit",
-    "ledger",
     "load_run",
-    "measure",
     "read_events",
-    "score",
 ]
 
 

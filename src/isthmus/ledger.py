@@ -109,16 +109,15 @@ def ledger(entries: Sequence[Entry], metric: str, resamples: int = 2000, seed: i
 
     The difference of the means over seeds is taken on the same users.  Its squared standard error is the bootstrap variance
     over users (both sides resampled alike) plus the variance over seeds of the difference, divided by the number of seeds; when
-    the two sides have different seeds, each side's own variance over its seeds.  Interval and p-value are Student's, with
-    Satterthwaite's degrees of freedom.
+    the two sides have different seeds, each side's own variance over its seeds.  Interval and p-value are Student's, each
+    part's quantile weighted by its variance (Cochran and Cox).
 
     The best shallow entry is chosen on validation, in each domain.  P-values are corrected by Holm within a family: all models
     and domains of one ``against``; the means over domains ("all") are a family of their own, so a verdict about a domain and
     one about the mean each hold at ``level``.  A network with a single seed gets an interval over users but no verdict.
 
-    Known limit: with few seeds Satterthwaite's degrees of freedom are themselves a guess, and too high when the variance over
-    seeds came out small by chance.  Where seeds differ more than users do (many users, unstable trainings), three seeds give
-    wrong verdicts more often than 1 - ``level``: about one family of six comparisons in five, for 0.95.  Use more seeds there.
+    Known limit: with two seeds, and trainings that differ far more than users do, verdicts are wrong more often than
+    1 - ``level``.  Use three seeds or more.
 
     Args:
         entries: all judged on the same rows.

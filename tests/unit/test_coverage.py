@@ -120,7 +120,6 @@ def test_wrong_verdicts_stay_within_the_stated_rate(luck: float) -> None:
     assert wrong_mean <= at_most(0.05, WORLDS), wrong_mean
 
 
-@pytest.mark.xfail(strict=True, reason="Satterthwaite's dof are too many when luck outweighs users and seeds are few: see ledger")
 def test_wrong_verdicts_stay_within_the_stated_rate_when_luck_outweighs_users() -> None:
     """Three models with controls of their own, two domains, no difference anywhere, three seeds that differ a lot."""
     worlds, wrong = 150, 0

@@ -113,11 +113,15 @@ def test_the_numbers_by_hand() -> None:
     by_seed = [np.mean(errors["y"][s] - errors["x"][s]) for s in (0, 1)]
     per_user = sum(errors["y"][s] - errors["x"][s] for s in (0, 1)) / 2
     over_users, over_seeds = np.var(per_user, ddof=1) / n, np.var(by_seed, ddof=1) / 2
-    dof = (over_users + over_seeds) ** 2 / (over_users**2 / (n - 1) + over_seeds**2 / 1)
-    half = stats.t.ppf(0.975, dof) * np.sqrt(over_users + over_seeds)
+    error = np.sqrt(over_users + over_seeds)
+
+    def quantile(p: float) -> float:
+        return (over_users * stats.t.isf(p / 2, n - 1) + over_seeds * stats.t.isf(p / 2, 1)) / error**2
+
+    half = quantile(0.05) * error
     assert found["difference"] == pytest.approx(np.mean(by_seed))
     assert found["high"] - found["difference"] == pytest.approx(half, rel=0.03)  # type: ignore[operator]
-    assert found["p"] == pytest.approx(2 * stats.t.sf(np.mean(by_seed) / np.sqrt(over_users + over_seeds), dof), rel=0.2)
+    assert quantile(found["p"]) == pytest.approx(abs(np.mean(by_seed)) / error, rel=0.03)  # type: ignore[arg-type]
 
 
 def test_the_best_shallow_model_is_chosen_on_validation_in_each_domain() -> None:
@@ -272,9 +276,11 @@ def test_holm_by_hand() -> None:
 
 def test_student_by_hand() -> None:
     low, high, p = student(2.0, np.array([0.5, 0.5]), np.array([10.0, 2.0]), 0.95)
-    dof = 1 / (0.25 / 10 + 0.25 / 2)
-    assert (low, high) == pytest.approx((2 - stats.t.ppf(0.975, dof), 2 + stats.t.ppf(0.975, dof)))
-    assert p == pytest.approx(2 * stats.t.sf(2, dof))
+    half = (2.228139 + 4.302653) / 2  # the tables' 97.5 % quantiles for 10 and 2 degrees of freedom, weighted alike
+    assert (low, high) == pytest.approx((2 - half, 2 + half), rel=1e-6)
+    assert (stats.t.isf(p / 2, 10) + stats.t.isf(p / 2, 2)) / 2 == pytest.approx(2.0)
+    assert student(2.0, np.array([1.0, 0.0]), np.array([10.0, 2.0]), 0.95)[2] == pytest.approx(2 * stats.t.sf(2, 10))
+    assert student(0.0, np.array([1.0]), np.array([10.0]), 0.95)[2] == pytest.approx(1)
 
 
 def test_seed_variance_by_hand() -> None:

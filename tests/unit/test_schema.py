@@ -11,7 +11,9 @@ from isthmus.errors import CheckpointError, ConfigError
 from isthmus.schema import FIELD_KINDS, LABEL_KINDS, Domain, Entity, Field, Schema
 
 names = st.text(min_size=1, max_size=8)
-fields = st.lists(st.builds(Field, names, st.sampled_from(FIELD_KINDS), st.integers(0, 99)), max_size=3, unique_by=lambda f: f.name).map(tuple)
+fields = st.lists(st.builds(Field, names, st.sampled_from(FIELD_KINDS), st.integers(0, 99)), max_size=3, unique_by=lambda f: f.name).map(
+    tuple
+)
 schemas = st.builds(
     Schema,
     user=st.builds(Entity, st.just("user"), fields, st.integers(2, 9), st.integers(9, 20)),
@@ -52,7 +54,7 @@ def test_unknown_names_tell_the_nearest() -> None:
 
 
 def test_double_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="user fields.*age"):
+    with pytest.raises(ConfigError, match=r"user fields.*age"):
         Schema(user=Entity("user", (Field("age"), Field("age"))))
 
 

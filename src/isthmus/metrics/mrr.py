@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import digamma
 
 from isthmus.metrics._base import PerGroup
-from isthmus.metrics._table import Floats, Ints, Table, sums
+from isthmus.metrics._table import Floats, Ints, Table
 
 
 @final

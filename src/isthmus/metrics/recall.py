@@ -19,8 +19,8 @@ class Recall(PerGroup):
         recall@k = 1/Q * sum_q ( positives of q in the first k places ) / R_q
 
     Symbols: q runs over the Q queries with a positive, R_q is the query's number of positives (not cut at k, so it can stay
-    below 1; positives missing from a given list count).  Ties count in expectation over their orders: of a block of t equal scores, m of them positive, of which c fit
-    into the first k places, m c / t are found.
+    below 1; positives missing from a given list count).  Ties count in expectation over their orders: of a block
+    of t equal scores, m of them positive, of which c fit into the first k places, m c / t are found.
 
     Example: ``a`` is first, ``b`` and ``c`` tie for places 2 and 3, ``c`` is the positive: found in half of the orders.
 
