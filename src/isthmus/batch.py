@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ class Batch:
     cross_time: Tensor | None = None
     cross_behaviour: Tensor | None = None
     time: Tensor | None = None
-    context: dict[str, Tensor] = field(default_factory=dict)
+    context: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __len__(self) -> int:
         return self.user.shape[0]
@@ -86,7 +86,7 @@ class Batch:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, dict):
-                return {k: move(v) for k, v in value.items()}
+                return {k: move(v) for k, v in cast("dict[str, Tensor]", value).items()}
             return value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
@@ -102,4 +102,4 @@ class Output:
     """
 
     logit: Tensor
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor])

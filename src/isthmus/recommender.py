@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ class Recommender:
         **args: Any,
     ) -> None:
         get_model(model)
-        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="isthmus-")
-        self.folder = Path(folder if folder is not None else self._temporary.name)  # type: ignore[union-attr]
+        self.folder = Path(tempfile.mkdtemp(prefix="isthmus-") if folder is None else folder)
+        if folder is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.spec = ModelSpec(model, args=args)
         self.task = None if task is None else get_task(task)
         How.of(fit or {})  # refuses unknown settings before any data are read

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 from scipy import optimize, stats
@@ -69,7 +71,7 @@ def student(difference: float, variances: Floats, dofs: Floats, level: float) ->
     if quantile(TINY) <= size:
         p = TINY
     else:  # quantile falls from there to 0 at p = 1
-        p = float(np.exp(optimize.brentq(lambda x: quantile(np.exp(x)) - size, np.log(TINY), 0.0)))
+        p = math.exp(cast("float", optimize.brentq(lambda x: quantile(math.exp(x)) - size, math.log(TINY), 0.0)))
     return difference - half, difference + half, p
 
 

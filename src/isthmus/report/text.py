@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from isthmus.experiment import Comparison
+from isthmus.experiment import SINGLE, Comparison
 from isthmus.report.tables import Cell, Grid, facts, grid
 
 MARK = {"helps": "[green]▲[/]", "hurts": "[red]▼[/]", "no evidence": "[dim]·[/]", "": " "}
@@ -74,7 +74,7 @@ def _print_ledger(comparison: Comparison, console: Console) -> None:
 
 
 def ledger_table(comparison: Comparison) -> Table:
-    """Every comparison of the ledger in one table."""
+    """The comparisons of the joint models; the controls' own against shallow models stand in the page and the file."""
     out = Table(box=None, pad_edge=False)
     for name, justify in (
         ("model", "left"),
@@ -86,7 +86,7 @@ def ledger_table(comparison: Comparison) -> Table:
         ("verdict", "left"),
     ):
         out.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    frame = comparison.ledger.frame.filter(pl.col("domain") != "all")
+    frame = comparison.ledger.frame.filter((pl.col("domain") != "all") & ~pl.col("model").str.ends_with(f"({SINGLE})"))
     for r in frame.sort("against", "domain", "model").iter_rows(named=True):
         color = {"helps": "green", "hurts": "red"}.get(r["verdict"], "dim")
         out.add_row(
