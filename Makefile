@@ -26,10 +26,10 @@ check: $(READY)
 	@echo "== types (pyright)";                       $(BIN)/pyright --warnings
 
 unit: $(READY)
-	@echo "== tests (pytest)";                        $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	@echo "== tests (pytest)";                        OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -q -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 bench: $(READY)
 	@for file in prepare loader domains; do $(BIN)/python benchmarks/$$file.py || exit 1; done

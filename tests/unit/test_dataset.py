@@ -412,7 +412,8 @@ def test_no_data_set_at_all(tmp_path: Path):
 
 
 BIG = """
-import resource, sys
+import resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a SIGINT that is ignored
 import numpy as np
 from isthmus.data import split
 from isthmus.data.encode import encode

@@ -238,7 +238,7 @@ def test_demo_world_has_a_small_market_beside_large_ones() -> None:
     world = demo_world()
     events = world.events
     assert events.schema.domain_names == ("large", "medium", "small")
-    assert [int((events.domain == d).sum()) for d in range(3)] == [60_000, 30_000, 3_000]
+    assert [int((events.domain == d).sum()) for d in range(3)] == [30_000, 16_000, 4_000]
     small = world.events.domain == 2
     assert 0.8 < world.best_auc(small) < 0.95
     shared = np.isin(np.unique(events.item[small]), events.item[~small]).mean()
