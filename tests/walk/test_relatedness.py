@@ -61,7 +61,7 @@ def test_related_domains_help_the_small_one(tmp_path: Path) -> None:
     worlds = 3
     models = (
         ModelSpec("popularity", control=None),
-        ModelSpec("dnn", args={"dim": 16, "hidden": [64]}, fit={"batch_size": 512, "epochs": 8}),
+        ModelSpec("dnn", args={"dim": 16, "hidden": [64]}, fit={"batch_size": 512, "epochs": 8, "patience": 8}),
     )
     helped = sum(verdicts(tmp_path / str(seed), related(seed), models, 5)["small"] == "helps" for seed in range(worlds))
     assert helped == worlds, helped
