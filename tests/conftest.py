@@ -1,0 +1,14 @@
+"""What all tests share."""
+
+import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need public data are skipped, and say so, where there are none."""
+    if not os.environ.get("ISTHMUS_DATA"):
+        skip = pytest.mark.skip(reason="needs public data: set ISTHMUS_DATA to the folder that holds them")
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(skip)
