@@ -104,7 +104,7 @@ def main() -> int:
             clock, work, filled = measure(dataset, needs, arguments.passes)
             more = f", {filled:.0f} of 50 slots filled" if filled else ""
             print(f"{name}: {clock:,.0f} rows/s, {work:,.0f} per second of processor time{more} (bar: {BARS[name]:,})")
-            under |= max(clock, work) < BARS[name]  # other programs on the machine slow the clock, not the processor time
+            under |= clock < BARS[name]  # on a busy machine read the figure per second of processor time
     return int(under)
 
 
