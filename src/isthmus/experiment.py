@@ -37,7 +37,7 @@ from isthmus.errors import ConfigError, StorageError, nearest
 from isthmus.fit import How, Run, build, fit
 from isthmus.ledger import Entry, Ledger, ledger
 from isthmus.measure import measure
-from isthmus.models import available, get_model
+from isthmus.models import available, get_model, settings
 from isthmus.schema import Schema
 from isthmus.score import score
 from isthmus.scores import Scores
@@ -248,7 +248,7 @@ def default_models(task: Task) -> tuple[ModelSpec, ...]:
             specs.append(ModelSpec(name))
             continue
         specs.append(ModelSpec(name, control=None))
-        if "across" in _parameters(name):
+        if "across" in settings(name):
             specs.append(ModelSpec(name, f"{name} across", {"across": True}, control=name))
     return tuple(sorted(specs, key=lambda s: not get_model(s.name).shallow))
 
@@ -408,11 +408,11 @@ def _check(recipe: Recipe, task: Task, events: Events) -> None:
             f"labels of kind {task.labels}",
             f"task = {default_task(events.schema).name!r}",
         )
-    for settings in (recipe.fit, *(spec.fit for spec in recipe.models)):
+    for chosen in (recipe.fit, *(spec.fit for spec in recipe.models)):
         for key in ("seed", "domains"):
-            if key in settings:
+            if key in chosen:
                 raise ConfigError(f"fit setting {key!r} in a recipe", "seeds = [...]; the controls set the domains", "remove it")
-        How.of(settings)
+        How.of(chosen)
     for spec in recipe.models:
         model = get_model(spec.name)
         if task.name not in model.tasks:
@@ -420,18 +420,12 @@ def _check(recipe: Recipe, task: Task, events: Events) -> None:
                 f"model {spec.name!r} in a recipe for {task.name!r}", f"a task of {model.tasks}", "remove the model, or change the task"
             )
         for key in (*spec.args, *spec.grid):
-            if key not in _parameters(spec.name):
+            if key not in settings(spec.name):
                 raise ConfigError(
                     f"model {spec.label!r}: unknown setting {key!r}",
-                    f"one of {_parameters(spec.name)}",
-                    nearest(key, _parameters(spec.name)),
+                    f"one of {settings(spec.name)}",
+                    nearest(key, settings(spec.name)),
                 )
-
-
-def _parameters(name: str) -> list[str]:
-    import inspect
-
-    return [p for p in inspect.signature(get_model(name)).parameters if p != "schema"]
 
 
 def _grid(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -455,6 +449,10 @@ def _fingerprint(events: Events) -> str:
     for column in (events.user, events.item, events.domain, events.time, events.label, events.behaviour):
         if column is not None:
             digest.update(column.tobytes())
+    columns = [values for c in events.context.values() for values in (c.index, c.offsets, c.values)]
+    for column in (*columns, *(events.shows or ())):  # what varies by event, and what each domain may show
+        if column is not None:
+            digest.update(column.hash().to_numpy().tobytes() if isinstance(column, pl.Series) else column.tobytes())
     for table in (events.users, events.items, events.user_ids.to_frame(), events.item_ids.to_frame()):
         if table is not None:
             digest.update(table.hash_rows(seed=0).to_numpy().tobytes())

@@ -3,15 +3,17 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
 
 from isthmus import storage
 from isthmus.data import split as splits
+from isthmus.data.events import ContextColumn
 from isthmus.data.synthetic import World, make_world
 from isthmus.errors import ConfigError, SourceError
-from isthmus.experiment import Comparison, ModelSpec, Recipe, compare, default_models, make_split, recall
+from isthmus.experiment import Comparison, ModelSpec, Recipe, _fingerprint, compare, default_models, make_split, recall
 from isthmus.report import print_report, write_page
 from isthmus.task import get_task
 
@@ -126,3 +128,11 @@ def test_a_given_split_is_used(world: World, recipe: Recipe) -> None:
     mine = splits.leave_last(world.events)
     assert make_split(world.events, recipe, mine) is mine
     assert make_split(world.events, recipe).rule == "global_time"
+
+
+def test_the_data_s_key_sees_context_and_what_a_domain_shows(world: World) -> None:
+    events = world.events
+    plain = np.zeros(len(events), np.float32)
+    frames = [dataclasses.replace(events, context={"x": ContextColumn(values)}) for values in (plain, plain + 1)]
+    shown = [dataclasses.replace(events, shows=[np.arange(n, dtype=np.int32)] * 2) for n in (3, 4)]
+    assert len({_fingerprint(e) for e in (events, *frames, *shown)}) == 5

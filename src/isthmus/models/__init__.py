@@ -43,17 +43,21 @@ def get_model(name: str) -> type[Model]:
     return found[0]
 
 
+def settings(name: str) -> dict[str, Any]:
+    """A model's own hyper-parameters and their defaults."""
+    return {k: p.default for k, p in inspect.signature(get_model(name)).parameters.items() if k != "schema"}
+
+
 def describe(name: str) -> dict[str, Any]:
     """What a user wants to know of a model: its name, kind, jobs, what it reads, its settings and its paper."""
     from isthmus.model import Retriever
 
     model = get_model(name)
-    settings = {k: p.default for k, p in inspect.signature(model).parameters.items() if k != "schema"}
     return {
         "name": name,
         "kind": "shallow" if model.shallow else "retriever" if issubclass(model, Retriever) else "network",
         "tasks": list(model.tasks),
         "needs": [n for n in model.needs.__dataclass_fields__ if getattr(model.needs, n)],
-        "settings": settings,
+        "settings": settings(name),
         "paper": model.paper,
     }
