@@ -35,14 +35,14 @@ def test_gate_mixture_and_tower_by_hand(schema: Schema) -> None:
     model.inputs = _Given([[1.0, 2.0], [1.0, 2.0]])
     with torch.no_grad():
         # experts: f_1(x) = relu(x_1) = 1,  f_2(x) = relu(3 x_2) = 6
-        model.experts.weights[0] = nn.Parameter(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))
-        model.experts.biases[0] = nn.Parameter(torch.zeros(2, 1))
+        model.network.experts.weights[0] = nn.Parameter(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))
+        model.network.experts.biases[0] = nn.Parameter(torch.zeros(2, 1))
         # gates: domain a has logits (0, log 3), so weights (1/4, 3/4); domain b (log 4, 0), so (4/5, 1/5)
         a, b = [[0.0, 0.0], [math.log(3), 0.0]], [[math.log(4), 0.0], [0.0, 0.0]]
-        model.gate.weight = nn.Parameter(torch.tensor([a, b]))
+        model.network.gate.weight = nn.Parameter(torch.tensor([a, b]))
         # towers: h_a(f) = 2 f + 1,  h_b(f) = 10 f
-        model.towers.last.weight = nn.Parameter(torch.tensor([[[2.0]], [[10.0]]]))
-        model.towers.last.bias = nn.Parameter(torch.tensor([[1.0], [0.0]]))
+        model.network.towers.last.weight = nn.Parameter(torch.tensor([[[2.0]], [[10.0]]]))
+        model.network.towers.last.bias = nn.Parameter(torch.tensor([[1.0], [0.0]]))
     logit = model(rows((1, 1))).logit
     # a: 1/4 * 1 + 3/4 * 6 = 4.75 -> 10.5;   b: 4/5 * 1 + 1/5 * 6 = 2 -> 20
     torch.testing.assert_close(logit, torch.tensor([[10.5], [20.0]]))
@@ -52,7 +52,7 @@ def test_a_domain_trains_its_own_gate_and_tower_and_all_experts(schema: Schema, 
     model = MMoE(schema)
     alone = Batch(batch.user[:3], batch.item[:3], batch.domain[:3], (0, 3, 3), history=batch.history[:3])
     model(alone).logit.sum().backward()
-    for weight in (model.gate.weight, model.towers.last.weight, *(layer.weight for layer in model.towers.layers)):
+    for weight in (model.network.gate.weight, model.network.towers.last.weight, *(layer.weight for layer in model.network.towers.layers)):
         assert weight.grad[0].abs().sum() > 0
         assert torch.equal(weight.grad[1], torch.zeros_like(weight[1]))
-    assert all((weight.grad.flatten(1).abs().sum(1) > 0).all() for weight in model.experts.weights)
+    assert all((weight.grad.flatten(1).abs().sum(1) > 0).all() for weight in model.network.experts.weights)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
-from isthmus.models.ple import PLE, _Level
+from isthmus.layers.networks.ple import _Level
+from isthmus.models.ple import PLE
 from isthmus.schema import Schema
 
 
@@ -68,9 +69,9 @@ def test_levels_equal_the_papers_gate_with_absent_experts_masked(schema: Schema,
             d = int(batch.domain[row])
             for column in range(2):
                 own = shared = x[row, column]
-                for level in model.levels:
+                for level in model.network.levels:
                     own, shared = paper_level(level, own, shared, d, 2)
-                expected = model.towers.last.weight[d] @ own + model.towers.last.bias[d]
+                expected = model.network.towers.last.weight[d] @ own + model.network.towers.last.bias[d]
                 torch.testing.assert_close(found[row, column], expected[0])
 
 
@@ -78,14 +79,14 @@ def test_a_domain_never_touches_anothers_experts(schema: Schema, batch: Batch) -
     model = PLE(schema)
     alone = Batch(batch.user[:3], batch.item[:3], batch.domain[:3], (0, 3, 3), history=batch.history[:3])
     model(alone).logit.sum().backward()
-    for level in model.levels:
+    for level in model.network.levels:
         for weight in (level.gate.weight, *(e.layers[0].weight for e in level.own)):
             assert weight.grad[0].abs().sum() > 0
             assert torch.equal(weight.grad[1], torch.zeros_like(weight[1]))
 
 
 def test_one_extraction_network_and_a_cgc_by_default(schema: Schema) -> None:
-    first, last = PLE(schema).levels
+    first, last = PLE(schema).network.levels
     assert first.shared_gate is not None
     assert last.shared_gate is None
 

@@ -13,8 +13,8 @@ from isthmus.schema import Schema
 def test_equals_the_bottom_and_each_rows_own_tower(schema: Schema, batch: Batch) -> None:
     model = SharedBottom(schema).eval()
     with torch.no_grad():
-        h = model.bottom(model.inputs(batch))
-        expected = torch.cat([model.towers.specialise(0)(h[:3]), model.towers.specialise(1)(h[3:])]).squeeze(-1)
+        h = model.network.bottom(model.inputs(batch))
+        expected = torch.cat([model.network.towers.specialise(0)(h[:3]), model.network.towers.specialise(1)(h[3:])]).squeeze(-1)
         torch.testing.assert_close(model(batch).logit, expected)
 
 
@@ -22,8 +22,8 @@ def test_a_domain_trains_the_bottom_and_its_own_tower_alone(schema: Schema, batc
     model = SharedBottom(schema)
     alone = Batch(batch.user[3:], batch.item[3:], batch.domain[3:], (0, 0, 2), history=batch.history[3:])
     model(alone).logit.sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in model.bottom.parameters())
-    for p in model.towers.parameters():
+    assert all(p.grad.abs().sum() > 0 for p in model.network.bottom.parameters())
+    for p in model.network.towers.parameters():
         assert torch.equal(p.grad[0], torch.zeros_like(p[0]))
         assert p.grad[1].abs().sum() > 0
 

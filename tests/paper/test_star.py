@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch
-from isthmus.models.star import STAR, _PartitionedNorm, _StarLinear
+from isthmus.layers.networks.star import _PartitionedNorm, _StarLinear
+from isthmus.models.star import STAR
 from isthmus.schema import Schema
 
 
@@ -54,12 +55,12 @@ def test_the_auxiliary_logit_is_added_and_knows_the_domain(schema: Schema) -> No
     x[:, :, 0] = torch.tensor([[2.0], [5.0]])
     model.inputs.forward = lambda _: x
     with torch.no_grad():
-        star, aux = model.layers[0], model.auxiliary.layers[0]
+        star, aux = model.network.layers[0], model.network.auxiliary.layers[0]
         for weight in (star.shared.weight, star.shared.bias, aux.weight, aux.bias):
             weight.zero_()
         star.shared.weight[0, 0] = 3.0  # s_star = 3 x
         aux.weight[0, :2] = torch.tensor([7.0, 10.0])  # s_aux = 7 * indicator + 10 x
-        model.indicator.weight.copy_(torch.tensor([[0.0], [1.0], [-1.0]]))
+        model.network.indicator.weight.copy_(torch.tensor([[0.0], [1.0], [-1.0]]))
     batch = Batch(torch.tensor([2, 2]), torch.tensor([[2], [2]]), torch.tensor([0, 1]), (0, 1, 2))
     # a: 6 + (7 + 20);   b: 15 + (-7 + 50)
     torch.testing.assert_close(model(batch).logit, torch.tensor([[33.0], [58.0]]))
@@ -70,10 +71,10 @@ def test_starts_as_the_shared_network(schema: Schema, batch: Batch) -> None:
     with torch.no_grad():
         x = model.inputs(batch).flatten(0, 1)
         h: Tensor = x
-        for i, layer in enumerate(model.layers):
-            h = layer.shared(h) if i == len(model.layers) - 1 else layer.shared(h).relu()
+        for i, layer in enumerate(model.network.layers):
+            h = layer.shared(h) if i == len(model.network.layers) - 1 else layer.shared(h).relu()
         domain = batch.domain.repeat_interleave(2)
-        aux = model.auxiliary(torch.cat([model.indicator(domain + 1), x], 1))
+        aux = model.network.auxiliary(torch.cat([model.network.indicator(domain + 1), x], 1))
         torch.testing.assert_close(model(batch).logit, (h + aux).view(5, 2))
 
 
@@ -81,9 +82,9 @@ def test_a_domain_trains_the_shared_weights_and_its_own_alone(schema: Schema, ba
     model = STAR(schema)
     alone = Batch(batch.user[:3], batch.item[:3], batch.domain[:3], (0, 3, 3), history=batch.history[:3])
     model(alone).logit.square().sum().backward()
-    for layer in model.layers:
+    for layer in model.network.layers:
         assert layer.shared.weight.grad.abs().sum() > 0
         assert layer.weight.grad[0].abs().sum() > 0
         assert torch.equal(layer.weight.grad[1], torch.zeros_like(layer.weight[1]))
-    assert torch.equal(model.norm.domain_weight.grad[1], torch.zeros(model.inputs.width))
-    assert torch.equal(model.norm.norm.running_mean[1], torch.zeros(model.inputs.width)), "an absent domain keeps its statistics"
+    assert torch.equal(model.network.norm.domain_weight.grad[1], torch.zeros(model.inputs.width))
+    assert torch.equal(model.network.norm.norm.running_mean[1], torch.zeros(model.inputs.width)), "an absent domain keeps its statistics"

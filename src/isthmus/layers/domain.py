@@ -66,6 +66,11 @@ def _domains(sizes: list[int], device: torch.device) -> Tensor:
     return torch.arange(len(sizes), device=device).repeat_interleave(counts, output_size=sum(sizes))
 
 
+def domain_of_rows(offsets: Offsets, device: torch.device) -> Tensor:
+    """The domain of each row, (N,) int64, ascending."""
+    return _domains([end - start for start, end in itertools.pairwise(offsets)], device)
+
+
 def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Every domain's rows through its own linear layer.
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from isthmus.batch import Batch, Needs, Output
 from isthmus.layers.features import Inputs
-from isthmus.layers.mlp import MLP
+from isthmus.layers.networks.dnn import DNNNetwork
 from isthmus.model import Model
 from isthmus.schema import Schema
 
@@ -41,9 +41,9 @@ class DNN(Model):
     ) -> None:
         super().__init__(schema)
         self.inputs = Inputs(schema, dim, id_dropout=id_dropout)
-        self.mlp = MLP(self.inputs.width, hidden, dropout=dropout, out=1)
+        self.network = DNNNetwork(len(schema.domains), self.inputs.width, out=1, hidden=hidden, dropout=dropout)
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
         x = self.inputs(batch).flatten(0, 1)
-        return Output(self.mlp(x).view(batch.item.shape))
+        return Output(self.network(x, batch.item_offsets).view(batch.item.shape))

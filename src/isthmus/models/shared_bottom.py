@@ -1,10 +1,7 @@
 """Shared-Bottom: one bottom for all domains, a tower for each.
 
-Caruana: Multitask Learning, Machine Learning 28, 1997; with domains in the place of tasks.
-
-    y_d = h_d(f(x)),   f shared by all domains, h_d the domain's own tower
-
-The hidden layers are those of DNN, the last of them in the towers.
+Caruana: Multitask Learning, Machine Learning 28, 1997; with domains in the place of tasks.  Equations:
+``isthmus.layers.networks.shared_bottom``; x is ``Inputs``, the output one logit.
 """
 
 from __future__ import annotations
@@ -13,9 +10,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from isthmus.batch import Batch, Needs, Output
-from isthmus.layers.domain import DomainMLP
 from isthmus.layers.features import Inputs
-from isthmus.layers.mlp import MLP
+from isthmus.layers.networks.shared_bottom import SharedBottomNetwork
 from isthmus.model import Model
 from isthmus.schema import Schema
 
@@ -49,10 +45,11 @@ class SharedBottom(Model):
     ) -> None:
         super().__init__(schema)
         self.inputs = Inputs(schema, dim, id_dropout=id_dropout)
-        self.bottom = MLP(self.inputs.width, hidden, dropout=dropout)
-        self.towers = DomainMLP(len(schema.domains), self.bottom.width, tower, dropout=dropout, norm=tower_norm)
+        self.network = SharedBottomNetwork(
+            len(schema.domains), self.inputs.width, out=1, hidden=hidden, tower=tower, tower_norm=tower_norm, dropout=dropout
+        )
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
-        h = self.bottom(self.inputs(batch).flatten(0, 1))
-        return Output(self.towers(h, batch.item_offsets).view(batch.item.shape))
+        x = self.inputs(batch).flatten(0, 1)
+        return Output(self.network(x, batch.item_offsets).view(batch.item.shape))

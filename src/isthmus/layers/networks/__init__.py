@@ -1,0 +1,72 @@
+"""The networks of the papers, from rows to outputs: one file per network, found by its name; no file imports another.
+
+A network knows neither ids nor schemas.  It takes rows ordered by domain and their bounds, and every row meets its own
+domain's layers.  The ranking models run one on what they read of user and candidate together; a two-tower retriever
+runs one on the user's side and one on the item's.  Listing the names imports nothing: the folder is the registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from isthmus.layers.networks._base import Network
+
+
+def available() -> dict[str, Path]:
+    """Names of all networks and the files they lie in, in alphabetical order."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return {f.stem: f for f in files if not f.stem.startswith("_")}
+
+
+def get_network(name: str) -> type[Network]:
+    """The network class of a file.
+
+    Raises:
+        ConfigError: no such network (tells the nearest name), or a file that does not hold exactly one.
+    """
+    from isthmus.layers.networks._base import Network
+
+    if name not in available():
+        raise ConfigError(f"unknown network {name!r}", "the name of a file in isthmus/layers/networks", nearest(name, available()))
+    module = importlib.import_module(f"{__name__}.{name}")
+    found = [v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, Network) and v.__module__ == module.__name__]
+    if len(found) != 1:
+        raise ConfigError(f"{module.__file__} defines {len(found)} networks", "exactly one per file", "move the others to their own files")
+    return found[0]
+
+
+def settings(name: str) -> dict[str, Any]:
+    """A network's own hyper-parameters and their defaults.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    given = ("domains", "width", "out")
+    return {k: p.default for k, p in inspect.signature(get_network(name)).parameters.items() if k not in given}
+
+
+def make_network(name: str, domains: int, width: int, out: int, args: Mapping[str, Any] | None = None) -> Network:
+    """A new network, with random weights.
+
+    Args:
+        name: of a file in this folder.
+        domains: number of domains.
+        width: of the input.
+        out: width of the output.
+        args: hyper-parameters of the network's own; those left out have their defaults.
+
+    Raises:
+        ConfigError: no such network, or a hyper-parameter that it does not have (tells the nearest one).
+    """
+    network, known, args = get_network(name), settings(name), args or {}
+    for key in args:
+        if key not in known:
+            raise ConfigError(f"network {name!r} has no hyper-parameter {key!r}", f"one of {sorted(known)}", nearest(key, known))
+    return network(domains, width, out=out, **args)
