@@ -267,7 +267,7 @@ class Experts(nn.Module):
         """(N, width) -> (N, E, last hidden width)."""
         first, *rest = zip(self.weights, self.biases, strict=True)
         # every expert reads the same rows: the first layer is one wide product
-        h = F.linear(x, first[0].flatten(0, 1), first[1].flatten()).view(x.shape[0], self.n, -1)
+        h = F.linear(x, first[0].flatten(0, 1), first[1].flatten()).view(x.shape[0], self.n, first[0].shape[1])
         h = F.dropout(h.relu(), self.dropout, self.training)
         for weight, bias in rest:
             h = torch.baddbmm(bias[:, None], h.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
