@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
@@ -95,3 +98,20 @@ class Retriever(Model):
         domain = batch.domain[:, None].expand_as(batch.item)
         user, item = self.user_vector(batch), self.item_vector(batch.item, domain)
         return Output((user[:, None, :] * item).sum(-1))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
+
+
+@contextmanager
+def scoring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before comes back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)

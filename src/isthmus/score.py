@@ -14,7 +14,6 @@ Scores are the model's own: logits for clicks, ratings for ratings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -30,7 +29,7 @@ from isthmus.data.segments import Segments
 from isthmus.errors import ConfigError, DataError, nearest
 from isthmus.how import How
 from isthmus.layers.ranking import best, ranks
-from isthmus.model import Model, Retriever
+from isthmus.model import Model, Retriever, device_of, scoring
 from isthmus.scores import STATES, TYPES, Kind, Scores
 from isthmus.task import Task, default_task
 
@@ -94,7 +93,7 @@ def score(
     if not set(chosen) <= set(known):
         raise ConfigError(f"domain indices {chosen}", f"0 to {len(known) - 1}", "see schema.domain_names")
     work = _Work(model, dataset, part, how, how.domains is None or set(how.domains) >= set(known), catalogue or part, k, limit)
-    with _scoring(model):
+    with scoring(model):
         if not task.ranked:
             return Scores(_finished(dataset, _rows(work, chosen)), "rows", task.name, part)
         kind = _kind(dataset, part, candidates)
@@ -130,7 +129,7 @@ class _Work:
         context = {name: take_context(c, queries.first) for name, c in rows.context.items()} if self.model.needs.context else None
         length = self.how.history_length
         batch = query_batch(self.dataset, self.model.needs, queries.user, domain, time, item, length, cross=self.cross, context=context)
-        return batch.to(_device(self.model))
+        return batch.to(device_of(self.model))
 
 
 def _rows(work: _Work, domains: tuple[int, ...]) -> Iterator[dict[str, np.ndarray]]:
@@ -147,7 +146,7 @@ def _rows(work: _Work, domains: tuple[int, ...]) -> Iterator[dict[str, np.ndarra
         pairs = batches_with_rows(work.dataset, work.part, work.model.needs, plan, labels=False, shuffle=cut is not None)
         try:
             for place, batch in pairs:
-                logit = work.model(batch.to(_device(work.model))).logit[:left, 0].float().cpu().numpy()
+                logit = work.model(batch.to(device_of(work.model))).logit[:left, 0].float().cpu().numpy()
                 place = place[:left]
                 label = np.ones(len(place)) if rows.label is None else rows.label.take(place)
                 user, domain = rows.user.take(place), batch.domain.cpu().numpy()[:left]
@@ -185,7 +184,7 @@ def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
 
 def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callable[[Queries], Tensor]:
     """Queries -> scores of the whole catalogue (Q, n)."""
-    model, codes = work.model, torch.from_numpy(catalogue).to(_device(work.model))
+    model, codes = work.model, torch.from_numpy(catalogue).to(device_of(work.model))
     if isinstance(model, Retriever):
         vectors = torch.cat([model.item_vector(part, torch.full_like(part, domain)) for part in codes.split(PAIRS)])
         return lambda block: (model.user_vector(work.batch(block, np.zeros((len(block), 0), np.int64))) @ vectors.T).float()
@@ -281,20 +280,3 @@ def _list_names(dataset: Dataset, part: str, kind: str, sampled: int, domains: t
     if kind == "sampled" or given is None:
         return dict.fromkeys(names, f"{sampled} sampled items")
     return {name: given.names.get(name, given.name) for name in names}
-
-
-def _device(model: Model) -> torch.device:
-    """Where the model's weights are."""
-    return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
-
-
-@contextmanager
-def _scoring(model: Model) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode before comes back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)

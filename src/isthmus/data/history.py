@@ -182,6 +182,34 @@ class History:
             out["domain"] = self.domain.take(place)
         return out
 
+    def users(self, domain: int) -> np.ndarray:
+        """(U,) int64 ascending codes of the users with events in the domain."""
+        pair = self.pair[:-1]
+        return pair[pair % self.domains == domain] // self.domains
+
+    def items(self, user: np.ndarray, time: np.ndarray | None, domain: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items of all events in the domain strictly before each row's time.
+
+        Args:
+            user: (B,) user codes.
+            time: (B,) int64; None, or events without times: all of the user's stored events count.
+            domain: its index.
+
+        Returns:
+            For each event the row of its user in ``user`` and its item, both (total,) int64, in order of row.
+        """
+        user = np.asarray(user, np.int64)
+        pair = user * self.domains + domain
+        at = np.searchsorted(self.pair, pair)
+        begin = self.start.take(at)
+        length = self.start.take(at + (self.pair.take(at) == pair)) - begin
+        row = np.repeat(np.arange(len(user)), length)
+        event = np.arange(len(row)) + np.repeat(begin - np.cumsum(length) + length, length)
+        if time is not None and self.time is not None:
+            earlier = self.time.take(event) < np.asarray(time)[row]
+            row, event = row[earlier], event[earlier]
+        return row, self.item.take(event).astype(np.int64)
+
     def _own_places(
         self, user: np.ndarray, time: np.ndarray | None, domain: np.ndarray, length: int | None, exclude_item: np.ndarray | None
     ) -> np.ndarray:
