@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from isthmus import models
 from isthmus.errors import ConfigError
 from isthmus.layers.networks import available, get_network, make_network, settings
+from isthmus.run import build
+from isthmus.schema import Domain, Entity, Schema
 
 NAMES = sorted(available())
 WIDTH, OUT, DOMAINS = 6, 3, 4
@@ -33,6 +35,7 @@ CHANGED: dict[str, Any] = {  # of each hyper-parameter, a value that is not the 
     "indicator": 5,
     "norm": False,
 }
+SCHEMA = Schema(Entity("user", (), 6, 6), Entity("item", (), 6, 6), (Domain("a"), Domain("b")), label="click")
 every_network = pytest.mark.parametrize("name", NAMES)
 
 
@@ -88,12 +91,16 @@ def test_every_weight_gets_a_gradient_and_every_output_is_its_own(name: str) -> 
 
 @every_network
 def test_dropout_reaches_the_layers_in_training_alone(name: str) -> None:
-    net = make(name, dropout=0.5)
     x, offsets = rows([4] * DOMAINS)
     with torch.no_grad():
+        net = make(name, dropout=0.5)
         assert torch.equal(net(x, offsets), net(x, offsets))
         net.train()
         assert not torch.allclose(net(x, offsets), net(x, offsets))
+        for args in ({}, {"tower": ()}) if "tower" in settings(name) else ({},):
+            found = make_network(name, DOMAINS, WIDTH, OUT, {"dropout": 1.0, **args}).train()(x, offsets)
+            for start, end in pairwise(offsets):  # all dropped: the last biases are left
+                torch.testing.assert_close(found[start:end], found[start].expand(end - start, -1))
 
 
 @every_network
@@ -126,10 +133,19 @@ def test_is_one_signature_for_all(name: str) -> None:
 
 
 @every_network
-def test_the_ranking_model_of_the_same_name_has_the_same_defaults(name: str) -> None:
+def test_the_ranking_model_of_the_same_name_has_the_same_defaults_and_hands_them_on(name: str) -> None:
     ranking = models.settings(name)
     for key, default in settings(name).items():
         assert ranking["dim" if key == "indicator" else key] == default
+    args = {key: CHANGED[key] for key in settings(name) if key != "dropout"} | {"dropout": 0.5}
+    model = build(name, SCHEMA, {**{k: v for k, v in args.items() if k != "indicator"}, "dim": CHANGED["indicator"]}, seed=0)
+    width = model.inputs.width  # type: ignore[union-attr]
+    net = make_network(name, len(SCHEMA.domains), width, 1, args)  # type: ignore[arg-type]
+    net.load_state_dict(model.network.state_dict())  # type: ignore[union-attr]
+    x = torch.randn(8, width)  # type: ignore[arg-type]
+    with torch.random.fork_rng(), torch.no_grad():
+        found = [(torch.manual_seed(0), part.train()(x, (0, 4, 8)))[1] for part in (net, model.network)]  # type: ignore[union-attr]
+    assert torch.equal(*found)
 
 
 @every_network
