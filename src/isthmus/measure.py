@@ -40,6 +40,8 @@ class Scored(Protocol):
         frame: columns group, user, item, domain, label, score; state and relevant where known; rank when kind is "full".
         kind: "rows", "lists", "sampled" or "full".
         lists: the name of the candidate lists in each domain, or None.
+        catalogue: the number of items in each domain's catalogue, or None.
+        places: how many first places of a full ranking are kept, or None.
     """
 
     @property
@@ -48,6 +50,10 @@ class Scored(Protocol):
     def kind(self) -> str: ...
     @property
     def lists(self) -> Mapping[str, str] | None: ...
+    @property
+    def catalogue(self) -> Mapping[str, int] | None: ...
+    @property
+    def places(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ def check(scores: Scored, judges: Sequence[Metric]) -> None:
         DataError: see ``measure``.
     """
     frame = scores.frame
-    for column in ("group", "user", "domain", "label", "score", *(("rank",) if scores.kind == "full" else ())):
+    for column in ("group", "user", "domain", "label", "score", *(("rank", "item") if scores.kind == "full" else ())):
         if column not in frame.columns:
             raise ColumnError(f"scores without the column {column!r}", f"it, for scores of kind {scores.kind!r}", "score again")
     if not frame.height:
@@ -150,23 +156,24 @@ def check(scores: Scored, judges: Sequence[Metric]) -> None:
 def cut(scores: Scored, *, states: bool) -> tuple[list[Slice], int]:
     """The scores by domain (in order of appearance) and, where known and wanted, by user state; and the number of users."""
     codes = scores.frame.with_columns((pl.col("user").rank("dense") - 1).cast(pl.Int64).alias("user"))
-    full = scores.kind == "full"
     slices: list[Slice] = []
     for frame in codes.partition_by("domain", maintain_order=True):
         name = str(frame["domain"][0])
-        slices.append(_slice(name, ALL, frame, full))
+        slices.append(_slice(scores, name, ALL, frame))
         if states and "state" in frame.columns:
-            slices += [_slice(name, state, frame.filter(pl.col("state") == state), full) for state in STATES]
+            slices += [_slice(scores, name, state, frame.filter(pl.col("state") == state)) for state in STATES]
     return slices, int(codes["user"].max()) + 1  # type: ignore[arg-type]
 
 
-def _slice(domain: str, state: str, frame: pl.DataFrame, full: bool) -> Slice:
+def _slice(scores: Scored, domain: str, state: str, frame: pl.DataFrame) -> Slice:
     users, user = np.unique(frame["user"].to_numpy(), return_inverse=True)
     group = (frame["group"].rank("dense").to_numpy().astype(np.int64)) - 1
     label, score = (frame[name].cast(pl.Float64).to_numpy() for name in ("label", "score"))
-    rank = frame["rank"].cast(pl.Float64).to_numpy() if full else None
+    rank, item = (frame["rank"].cast(pl.Float64).to_numpy(), frame["item"].to_numpy()) if scores.kind == "full" else (None, None)
     relevant = frame["relevant"].cast(pl.Int64).to_numpy() if "relevant" in frame.columns else None
-    return Slice(domain, state, Table(user.astype(np.int64).reshape(-1), group, label, score, len(users), rank, relevant), users)
+    catalogue = (scores.catalogue or {}).get(domain)
+    user = user.astype(np.int64).reshape(-1)
+    return Slice(domain, state, Table(user, group, label, score, len(users), rank, relevant, item, catalogue, scores.places), users)
 
 
 Key = tuple[str, str, str]  # metric, domain, state
@@ -211,8 +218,10 @@ def mean(by_domain: Mapping[str, Estimate]) -> Estimate:
 def _row(scores: Scored, slices: Sequence[Slice], key: Key, found: Estimate, resamples: int) -> tuple[Any, ...]:
     metric, domain, state = key
     low = high = None
-    note = found.note
-    if resamples and not np.isnan(found.value):
+    note, intervals = found.note, metric_files.get(metric).intervals
+    if not intervals:
+        note = note or "no interval"
+    elif resamples and not np.isnan(found.value):
         bounds = interval(found.replicates, found.dof)
         if isinstance(bounds, str):
             note = "; ".join(filter(None, (note, bounds)))

@@ -99,7 +99,8 @@ def score(
         kind = _kind(dataset, part, candidates)
         if kind == "full":
             blocks = chain.from_iterable(_full(work, d) for d in chosen)
-            return Scores(_finished(dataset, blocks), kind, task.name, part)
+            sizes = {dataset.schema.domain_names[d]: len(dataset.catalogue(d, work.catalogue)) for d in chosen}
+            return Scores(_finished(dataset, blocks), kind, task.name, part, catalogue=sizes, places=k)
         if kind == "lists":
             found = (given_lists(dataset, part, d) for d in chosen)
         else:

@@ -54,6 +54,8 @@ class Scores:
             and all relevant items are stored) or ``sampled`` (relevant and a few sampled items).
         task, part: what was scored.
         lists: the name of the lists in each domain, for kinds ``lists`` and ``sampled``.
+        catalogue: the number of items in each domain's catalogue, for kind ``full``; None: not known.
+        places: how many first places of a query are kept, for kind ``full``; None: not known, taken as enough.
     """
 
     frame: pl.DataFrame
@@ -61,6 +63,8 @@ class Scores:
     task: str = ""
     part: str = ""
     lists: Mapping[str, str] | None = None
+    catalogue: Mapping[str, int] | None = None
+    places: int | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +78,15 @@ class Scores:
 
     @classmethod
     def from_frame(
-        cls, frame: Any, kind: Kind = "rows", *, task: str = "", part: str = "", lists: Mapping[str, str] | None = None
+        cls,
+        frame: Any,
+        kind: Kind = "rows",
+        *,
+        task: str = "",
+        part: str = "",
+        lists: Mapping[str, str] | None = None,
+        catalogue: Mapping[str, int] | None = None,
+        places: int | None = None,
     ) -> Scores:
         """Another library's scores.
 
@@ -82,7 +94,7 @@ class Scores:
             frame: any frame with columns user, item, domain, label and score; group, row, state, rank and relevant where
                 there are any.  Without ``group``, a kind other than ``rows`` has one query per user and domain.  To be
                 compared with a model's own scores, users must be its codes.
-            kind, task, part, lists: see the class.
+            kind, task, part, lists, catalogue, places: see the class.
 
         Raises:
             ColumnError: a column is missing or of the wrong type.
@@ -109,21 +121,23 @@ class Scores:
             table = table.with_columns((by.rank("dense") - 1).cast(pl.Int64).alias("group"))
         if "row" not in table.columns:
             table = table.with_columns(pl.lit(-1, pl.Int64).alias("row"))
-        return cls(table.select(*(name for name in TYPES if name in table.columns)), kind, task, part, lists)
+        return cls(table.select(*(name for name in TYPES if name in table.columns)), kind, task, part, lists, catalogue, places)
 
     @classmethod
     def concat(cls, several: Sequence[Scores]) -> Scores:
         """Scores of different domains of one part as one table.
 
         Raises:
-            ConfigError: there are none, or they differ in kind, task or part.
+            ConfigError: there are none, or they differ in kind, task, part or the places kept.
         """
-        heads = {(s.kind, s.task, s.part) for s in several}
+        heads = {(s.kind, s.task, s.part, s.places) for s in several}
         if len(heads) != 1:
             raise ConfigError(f"scores of {sorted(heads)} to be joined", "one kind, task and part", "join scores of one part only")
         first = several[0]
         lists = {domain: name for s in several for domain, name in (s.lists or {}).items()}
-        return cls(pl.concat([s.frame for s in several]), first.kind, first.task, first.part, lists or None)
+        catalogue = {domain: size for s in several for domain, size in (s.catalogue or {}).items()}
+        frame = pl.concat([s.frame for s in several])
+        return cls(frame, first.kind, first.task, first.part, lists or None, catalogue or None, first.places)
 
     def save(self, path: str | Path) -> None:
         """Writes one parquet file, whole or not at all.
@@ -131,7 +145,8 @@ class Scores:
         Raises:
             StorageError: the disk is full or the folder cannot be written.
         """
-        head = {"kind": self.kind, "task": self.task, "part": self.part, "lists": None if self.lists is None else dict(self.lists)}
+        head: dict[str, Any] = {name: getattr(self, name) for name in ("kind", "task", "part", "places")}
+        head |= {name: None if (value := getattr(self, name)) is None else dict(value) for name in ("lists", "catalogue")}
         table = self.frame.to_arrow().replace_schema_metadata({KEY: json.dumps(head).encode()})
         with whole_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")

@@ -51,11 +51,11 @@ def test_docstring_examples_hold_and_are_complete(name: str) -> None:
 
 def test_names_are_those_of_the_files() -> None:
     assert set(metrics.available()) == {
-        *("auc", "gauc", "logloss", "mae", "rmse", "mrr", "ndcg", "recall", "hit_rate", "calibration_error"),
+        *("auc", "gauc", "logloss", "mae", "rmse", "mrr", "ndcg", "recall", "hit_rate", "calibration_error", "coverage"),
     }
     ndcg = metrics.get("ndcg@10")
     assert (ndcg.name, ndcg.k, ndcg.higher_is_better, ndcg.pooled) == ("ndcg@10", 10, True, False)
-    assert [n for n in metrics.available() if not metrics.get(n + ("@5" if n in ("recall", "hit_rate") else "")).higher_is_better] == [
+    assert [n for n in metrics.available() if not metrics.get(n + ("@5" if n in ("recall", "hit_rate", "coverage") else "")).higher_is_better] == [
         *("calibration_error", "logloss", "mae", "rmse"),
     ]
 

@@ -91,6 +91,7 @@ class Metric(ABC):
         cutoff: whether ``@k`` must, may or cannot be given.
         kinds: kinds of scores that it can judge, see ``isthmus.score.Scores``.
         binary: labels must be 0 or 1.
+        intervals: resamples of users tell how uncertain it is.
     """
 
     higher_is_better: ClassVar[bool] = True
@@ -98,6 +99,7 @@ class Metric(ABC):
     cutoff: ClassVar[Literal["required", "optional", "none"]] = "none"
     kinds: ClassVar[tuple[str, ...]] = RANKED
     binary: ClassVar[bool] = True
+    intervals: ClassVar[bool] = True
 
     def __init__(self, k: int | None = None) -> None:
         base = type(self).__module__.rpartition(".")[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +28,9 @@ class Table:
             are stored; tied items share their mean rank; infinite: outside the catalogue.  None: the rows of a group are
             all that is ranked.
         relevant: (N,) the group's number of positives, listed or not.  None: all are listed.
+        item: (N,) which item, any ids; None: not known.
+        catalogue: number of items in the whole catalogue; None: not known.
+        places: how many of the first places of a group are stored, at most; None: all.
     """
 
     user: Ints
@@ -36,6 +40,9 @@ class Table:
     users: int
     rank: Floats | None = None
     relevant: Ints | None = None
+    item: NDArray[Any] | None = None
+    catalogue: int | None = None
+    places: int | None = None
 
     @classmethod
     def of(
@@ -46,6 +53,9 @@ class Table:
         user: ArrayLike | None = None,
         rank: ArrayLike | None = None,
         relevant: ArrayLike | None = None,
+        item: ArrayLike | None = None,
+        catalogue: int | None = None,
+        places: int | None = None,
     ) -> Table:
         """A table from any arrays.
 
@@ -53,7 +63,8 @@ class Table:
             label, score: (N,) numbers.
             group: (N,) any ids; None: all rows are one group.
             user: (N,) any ids; None: every group is a user.
-            rank, relevant: (N,), see the class.
+            rank, relevant, item: (N,), see the class.
+            catalogue, places: see the class.
         """
         labels = np.asarray(label, np.float64)
         groups = _dense(np.zeros(len(labels)) if group is None else group)
@@ -66,6 +77,9 @@ class Table:
             int(users.max(initial=-1)) + 1,
             None if rank is None else np.asarray(rank, np.float64),
             None if relevant is None else np.asarray(relevant, np.int64),
+            None if item is None else np.asarray(item),
+            catalogue,
+            places,
         )
 
     def __len__(self) -> int:
