@@ -226,7 +226,6 @@ def compare(
     import dataclasses
 
     from isthmus.config import read_recipe
-    from isthmus.errors import ConfigError, nearest
 
     events, split = None, None
     if source.endswith(".toml"):
@@ -237,13 +236,39 @@ def compare(
     if seeds is not None:
         recipe = dataclasses.replace(recipe, seeds=tuple(range(seeds)))
     if model:
-        labels = [m.label for m in recipe.models]
-        for name in model:
-            if name not in labels:
-                raise ConfigError(f"--model {name!r}", f"one of {labels}", nearest(name, labels))
-        needed = {*model, *(m.control for m in recipe.models if m.label in model)}
-        recipe = dataclasses.replace(recipe, models=tuple(m for m in recipe.models if m.label in needed))
+        recipe = recipe.only(model)
     _run(recipe, out or Path("runs") / recipe.name, _console(), events=events, split=split)
+
+
+@app.command()
+def reproduce(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name in recipes/, or its path; without it: list them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: runs/<name>.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network; default: the recipe's.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these lines; may be given several times.")] = None,
+) -> None:
+    """Run a paper's experiment and hold its printed numbers beside ours, domain by domain.
+
+    Examples:
+
+      [bold]isthmus reproduce[/]
+
+      [bold]isthmus reproduce adi_table3 -o runs/adi_table3 --seeds 3[/]
+    """
+    import dataclasses
+
+    from isthmus.config import published, read_published, recipe_folder
+
+    if recipe is None:
+        for name, title in published().items():
+            typer.echo(f"{name:<16} {title}")
+        typer.echo(f"recipes in {recipe_folder()}; run one with: isthmus reproduce <name>")
+        return
+    chosen = read_published(recipe)
+    if seeds is not None:
+        chosen = dataclasses.replace(chosen, seeds=tuple(range(seeds)))
+    chosen = chosen.only(model) if model else chosen
+    _run(chosen, out or Path("runs") / chosen.name, _console())
 
 
 @app.command()

@@ -27,6 +27,15 @@
     experts = 8
     fit.lr = 2e-3                 # settings of fit for this model alone
     grid.dropout = [0.0, 0.2]     # chosen on validation
+    per_target = true             # one joint training for each domain as the target
+
+    [paper]                       # a published table, for `isthmus reproduce`
+    title = "Somebody et al., 2022, Table 3"
+    metric = "ndcg@10"            # ours that means the same
+    note = "..."                  # what differs from the paper
+
+    [paper.values.mmoe]           # a label, or "<label> (single-domain)"
+    uk = 0.266                    # by domain; all = ... is the printed average
 
 Relative paths are taken from the recipe's folder, and ``$NAME`` in a path is an environment variable.
 """
@@ -40,9 +49,10 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import ConfigError, nearest
-from isthmus.experiment import SINGLE, ModelSpec, Recipe
+from isthmus.recipe import SINGLE, ModelSpec, Paper, Recipe
 
-TOP = ("name", "title", "task", "seeds", "metrics", "refit", "resamples", "data", "split", "fit", "models")
+TOP = ("name", "title", "task", "seeds", "metrics", "refit", "resamples", "data", "split", "fit", "models", "paper")
+PAPER = ("title", "metric", "values", "note")
 TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "title": (str,),
@@ -55,6 +65,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "split": (dict,),
     "fit": (dict,),
     "models": (list,),
+    "paper": (dict,),
 }
 
 
@@ -72,6 +83,58 @@ def read_recipe(path: str | Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", "a recipe in TOML", "mend the line it names; recipes/ holds examples") from error
     return parse_recipe(raw, where=str(path), folder=path.parent, name=path.stem)
+
+
+def published(folder: Path | None = None) -> dict[str, str]:
+    """Recipes that reproduce a paper: name -> title of the published table.
+
+    Args:
+        folder: to look in; None: ``recipes/`` of the checkout, or of the working folder.
+
+    Raises:
+        ConfigError: a recipe that is not TOML, or there is no such folder (an installed package brings no recipes).
+    """
+    found: dict[str, str] = {}
+    for path in sorted((folder or recipe_folder()).glob("*.toml")):
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}", "a recipe in TOML", "mend the line it names") from error
+        if isinstance(raw.get("paper"), dict):
+            found[path.stem] = str(raw["paper"].get("title", ""))
+    return found
+
+
+def read_published(name: str) -> Recipe:
+    """A recipe that reproduces a paper, by its name in ``recipes/`` or by its path.
+
+    Raises:
+        ConfigError: no such recipe (names the nearest one), or it has no [paper] section; see also ``read_recipe``.
+    """
+    path = Path(name)
+    if not name.endswith(".toml"):
+        known = published()
+        path = recipe_folder() / f"{name}.toml"
+        if not path.exists():
+            raise ConfigError(f"no recipe {name!r} in {path.parent}", f"one of {', '.join(known)}, or a file", nearest(name, known))
+    recipe = read_recipe(path)
+    if recipe.paper is None:
+        raise ConfigError(f"{path} has no [paper] section", "the published values to compare with", f"isthmus compare {path}")
+    return recipe
+
+
+def recipe_folder() -> Path:
+    """``recipes/`` of the checkout, else of the working folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for folder in (Path(__file__).parents[2] / "recipes", Path("recipes")):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        "no folder recipes/ here", "the folder recipes/ of Isthmus' source", "get the source, go there, or name a recipe by its path"
+    )
 
 
 def parse_recipe(raw: dict[str, Any], *, where: str = "recipe", folder: Path = Path(), name: str = "recipe") -> Recipe:
@@ -108,8 +171,21 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe", folder: Path = P
         split=split.pop("rule", None),
         split_args=split,
         models=tuple(_model(m, f"{where}: models[{i}]") for i, m in enumerate(raw.get("models", []))),
+        paper=_paper(raw["paper"], f"{where}: [paper]") if "paper" in raw else None,
         **optional,
     )
+
+
+def _paper(raw: dict[str, Any], where: str) -> Paper:
+    """The [paper] section; labels, metric and domains are checked against the recipe and the data."""
+    _known(raw, PAPER, where)
+    for key in ("title", "metric"):
+        if not isinstance(raw.get(key), str):
+            raise ConfigError(f"{where}: {key} = {raw.get(key)!r}", "a text", f'{key} = "..."')
+    values = raw.get("values", {})
+    if not isinstance(values, dict) or not all(isinstance(v, dict) and v for v in values.values()):
+        raise ConfigError(f"{where}: values = {values!r}", "a table of domains for each label", "[paper.values.<label>]")
+    return Paper(raw["title"], raw["metric"], values, str(raw.get("note", "")))
 
 
 def _model(raw: Any, where: str) -> ModelSpec:
@@ -126,7 +202,10 @@ def _model(raw: Any, where: str) -> ModelSpec:
             raise ConfigError(f"{where}: grid.{key} = {values!r}", "a list of values to choose from", f"grid.{key} = [..., ...]")
     spec = {"name": raw.pop("name"), "label": raw.pop("label", ""), "fit": raw.pop("fit", {}), "grid": grid}
     control = raw.pop("control", SINGLE)
-    return ModelSpec(**spec, control=None if control == "none" else control, args=raw)
+    per_target = raw.pop("per_target", False)
+    if not isinstance(per_target, bool):
+        raise ConfigError(f"{where}: per_target = {per_target!r}", "true or false", "per_target = true")
+    return ModelSpec(**spec, control=None if control == "none" else control, per_target=per_target, args=raw)
 
 
 def _path(value: Any, folder: Path, where: str) -> Any:

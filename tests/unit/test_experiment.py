@@ -13,7 +13,8 @@ from isthmus.data import split as splits
 from isthmus.data.events import ContextColumn
 from isthmus.data.synthetic import World, make_world
 from isthmus.errors import ConfigError, SourceError
-from isthmus.experiment import Comparison, ModelSpec, Recipe, _fingerprint, compare, default_models, make_split, recall
+from isthmus.experiment import Comparison, ModelSpec, Recipe, compare, default_models, make_split, recall
+from isthmus.parts import fingerprint
 from isthmus.report import print_report, write_page
 from isthmus.task import get_task
 
@@ -135,4 +136,4 @@ def test_the_data_s_key_sees_context_and_what_a_domain_shows(world: World) -> No
     plain = np.zeros(len(events), np.float32)
     frames = [dataclasses.replace(events, context={"x": ContextColumn(values)}) for values in (plain, plain + 1)]
     shown = [dataclasses.replace(events, shows=[np.arange(n, dtype=np.int32)] * 2) for n in (3, 4)]
-    assert len({_fingerprint(e) for e in (events, *frames, *shown)}) == 5
+    assert len({fingerprint(e) for e in (events, *frames, *shown)}) == 5

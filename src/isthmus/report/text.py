@@ -9,7 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from isthmus.experiment import SINGLE, Comparison
+from isthmus.experiment import Comparison
+from isthmus.measure import ALL
+from isthmus.published import sentences
+from isthmus.recipe import SINGLE
 from isthmus.report.tables import Cell, Grid, facts, grid
 
 MARK = {"helps": "[green]▲[/]", "hurts": "[red]▼[/]", "no evidence": "[dim]·[/]", "": " "}
@@ -26,6 +29,8 @@ def print_report(comparison: Comparison, console: Console, page: Path | None = N
         if metric != main:
             _print_plain(grid(comparison, metric), console)
     _print_ledger(comparison, console)
+    if comparison.paper is not None:
+        _print_paper(comparison, comparison.paper, console)
     if page is not None:
         console.print(f"\nreport: {page}", highlight=False, soft_wrap=True)
 
@@ -71,6 +76,39 @@ def _print_ledger(comparison: Comparison, console: Console) -> None:
     console.print(ledger_table(comparison))
     for domain, model in comparison.ledger.best().items():
         console.print(f"best in {escape(domain)}: [bold]{escape(model)}[/] (chosen on validation)", highlight=False)
+
+
+def _print_paper(comparison: Comparison, frame: pl.DataFrame, console: Console) -> None:
+    """Every number of the paper beside ours, and in words where ours is above, below or undecided."""
+    paper = comparison.recipe.paper
+    assert paper is not None  # there is a frame only where the recipe has one
+    console.print(f"\n[bold]Beside the paper[/]: {escape(paper.title)} ({paper.metric})", highlight=False)
+    if paper.note:
+        console.print(f"[dim]{escape(paper.note)}[/]", highlight=False)
+    if frame.is_empty():  # values of private data stand in the note alone
+        return
+    out = Table(box=None, pad_edge=False)
+    out.add_column("model", no_wrap=True)
+    out.add_column("domain", no_wrap=True)
+    for name in ("paper", "ours", "95 % over users", "over seeds", "difference"):
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_column("ours is", no_wrap=True)
+    before = None
+    for r in frame.iter_rows(named=True):
+        bounds = "-" if r["low"] is None else f"\\[{r['low']:.4f}, {r['high']:.4f}]"
+        numbers = (_number(r["paper"], ".4f"), _number(r["ours"], ".4f"), bounds, _number(r["spread"], ".4f", "±"))
+        domain = "average" if r["domain"] == ALL else escape(r["domain"])
+        name = "" if r["model"] == before else escape(r["model"])
+        out.add_row(name, domain, *numbers, _number(r["difference"], "+.4f"), r["verdict"])
+        before = r["model"]
+    console.print(out)
+    for sentence in sentences(frame):
+        console.print(escape(sentence), highlight=False, soft_wrap=True)
+    console.print("[dim]the paper's numbers are taken as exact; above and below hold at 5 % for all of them together (Holm)[/]")
+
+
+def _number(value: float | None, form: str, before: str = "") -> str:
+    return "-" if value is None else before + format(value, form)
 
 
 def ledger_table(comparison: Comparison) -> Table:

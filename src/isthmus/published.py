@@ -1,0 +1,152 @@
+"""A paper's numbers beside ours: above, below or undecided, entry by entry and domain by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from isthmus import metrics as metric_files
+from isthmus.errors import ConfigError, nearest
+from isthmus.ledger import ONE_SEED, Entry
+from isthmus.measure import ALL, Estimate, cut, estimate
+from isthmus.metrics import Metric
+from isthmus.metrics._bootstrap import interval
+from isthmus.metrics._inference import holm, student
+from isthmus.recipe import Paper
+from isthmus.schema import Schema
+
+COLUMNS = {
+    "model": pl.String,
+    "domain": pl.String,
+    "metric": pl.String,
+    "paper": pl.Float64,
+    "ours": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "spread": pl.Float64,
+    "seeds": pl.Int64,
+    "difference": pl.Float64,
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "verdict": pl.String,
+    "note": pl.String,
+}
+ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
+
+
+def against_paper(
+    paper: Paper, entries: Sequence[Entry], schema: Schema, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> pl.DataFrame:
+    """Holds our test results beside the paper's values.
+
+    The paper's values are taken as exact: papers seldom give intervals.  Ours is the mean over seeds; the squared standard error
+    of its difference from the paper's value is the bootstrap variance over users plus the variance over seeds divided by their
+    number, and p is Student's with each part's quantile weighted by its variance, as in ``isthmus.ledger``.  P-values are
+    corrected by Holm over all values of the domains; the averages are a family of their own.
+
+    Args:
+        paper: the values, by entry and domain.
+        entries: ours; those that the paper does not name are left out.
+        schema: of the data; the order of the domains.
+        resamples: of users.
+        seed: of the resamples.
+        level: 1 - level is the chance of a wrong "above" or "below" anywhere in a family.
+
+    Returns:
+        One row per value of the paper: model, domain ("all": the average), metric, paper, ours, low and high (95 % interval over
+        users), spread (standard deviation over seeds, null with one), seeds, difference (ours - paper), p, p_holm, verdict
+        ("above": our number is higher and chance does not explain it; "below"; "undecided"), note.
+
+    Raises:
+        ConfigError: a domain or entry that there is not; names the nearest one.
+    """
+    paper.check(schema)
+    judge = metric_files.get(paper.metric)
+    known = {e.model: e for e in entries}
+    rows: list[dict[str, Any]] = []
+    for label in paper.values:
+        if label not in known:
+            raise ConfigError(f"paper: values for {label!r}", f"one of {list(known)}", nearest(label, known))
+        ours = _judged(known[label], judge, resamples, seed)
+        for domain, value in _values(paper, label, schema.domain_names):
+            middle, by_seed = ours[domain]
+            front = {"model": label, "domain": domain, "metric": judge.name, "paper": value}
+            rows.append(front | _row(value, middle, by_seed, known[label].shallow, level))
+    frame = pl.DataFrame(rows, schema={k: v for k, v in COLUMNS.items() if k not in ("p_holm", "verdict")})
+    return _verdicts(frame, 1 - level)
+
+
+def sentences(frame: pl.DataFrame) -> list[str]:
+    """One sentence per model: where ours is above, below or undecided."""
+    found: list[str] = []
+    for (model,), rows in frame.group_by("model", maintain_order=True):
+        places: dict[str, list[str]] = {ABOVE: [], BELOW: [], UNDECIDED: []}
+        for domain, verdict in rows.select("domain", "verdict").iter_rows():
+            places[verdict].append("on average" if domain == ALL else f"in {domain}")
+        words = {ABOVE: "above the paper", BELOW: "below the paper", UNDECIDED: "undecided"}
+        found.append(f"{model}: " + "; ".join(f"{words[verdict]} {_and(where)}" for verdict, where in places.items() if where))
+    return found
+
+
+def _and(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _values(paper: Paper, label: str, domains: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """The paper's values in the order of the domains, the average last."""
+    for domain in domains:
+        if domain in paper.values[label]:
+            yield domain, float(paper.values[label][domain])
+    average = paper.average(label, domains)
+    if average is not None and len(domains) > 1:
+        yield ALL, average
+
+
+def _judged(entry: Entry, judge: Metric, resamples: int, seed: int) -> dict[str, tuple[Estimate, dict[int, float]]]:
+    """By domain, "all" included: the mean over seeds with its resamples, and the value of each seed."""
+    by_seed: dict[int, Mapping[str, Estimate]] = {}
+    for number, scores in entry.test.items():
+        slices, users = cut(scores, states=False)
+        found = estimate(slices, [judge], users, resamples, seed)
+        by_seed[number] = {domain: value for (_, domain, _), value in found.items()}
+    first = next(iter(by_seed.values()))
+    judged: dict[str, tuple[Estimate, dict[int, float]]] = {}
+    for domain in first:
+        parts = {number: found[domain] for number, found in by_seed.items()}
+        replicates = np.mean([p.replicates for p in parts.values()], axis=0)
+        middle = Estimate(float(np.mean([p.value for p in parts.values()])), replicates, first[domain].dof, first[domain].note)
+        judged[domain] = middle, {number: p.value for number, p in parts.items()}
+    return judged
+
+
+def _row(value: float, ours: Estimate, by_seed: Mapping[int, float], shallow: bool, level: float) -> dict[str, Any]:
+    """One value of the paper beside ours."""
+    seeds = np.array(list(by_seed.values()))
+    row: dict[str, Any] = dict.fromkeys(("ours", "low", "high", "spread", "difference", "p")) | {"seeds": len(seeds), "note": ours.note}
+    if np.isnan(ours.value):
+        return row
+    bounds = interval(ours.replicates, ours.dof)
+    if isinstance(bounds, str):
+        return row | {"ours": ours.value, "difference": ours.value - value, "note": bounds}
+    spread = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
+    over_seeds = 0.0 if spread is None else spread**2 / len(seeds)
+    variances, dofs = np.array([ours.variance, over_seeds]), np.array([ours.dof, max(len(seeds) - 1.0, 1.0)])
+    _, _, p = student(ours.value - value, variances, dofs, level)
+    note = ONE_SEED if spread is None and not shallow else None
+    found = {"ours": ours.value, "low": bounds[0], "high": bounds[1], "spread": spread, "difference": ours.value - value, "p": p}
+    return row | found | {"note": "; ".join(filter(None, (ours.note, note))) or None}
+
+
+def _verdicts(frame: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Corrects the p-values and says what follows."""
+    p, corrected = frame["p"].to_numpy(), np.full(frame.height, np.nan)
+    averages = (frame["domain"] == ALL).to_numpy()
+    for family in (averages, ~averages):
+        members = np.flatnonzero(family & ~np.isnan(p))
+        corrected[members] = holm(p[members])
+    sure = (pl.col("p_holm") < alpha) & ~pl.col("note").fill_null("").str.contains(ONE_SEED, literal=True)
+    verdict = pl.when(sure & (pl.col("difference") > 0)).then(pl.lit(ABOVE)).when(sure).then(pl.lit(BELOW)).otherwise(pl.lit(UNDECIDED))
+    return frame.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).with_columns(verdict=verdict).select(list(COLUMNS))
