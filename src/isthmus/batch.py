@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,26 @@ class Needs:
 
 
 @dataclass(slots=True)
+class Pool:
+    """Candidates that all rows of a domain share: M of them, ordered by domain.
+
+    Attributes:
+        item: (M,) int64 codes.
+        domain: (M,) int64, ascending.
+        offsets: D + 1 Python ints: domain d has ``item[offsets[d]:offsets[d + 1]]``.
+        own: (B,) int64 where each row's positive stands in the pool.
+        log_q: (M,) float32 log of how often the item is expected in its domain's pool, besides the row's own
+            positive; None: a pool is its domain's whole catalogue, in ascending order.
+    """
+
+    item: Tensor
+    domain: Tensor
+    offsets: tuple[int, ...]
+    own: Tensor
+    log_q: Tensor | None = None
+
+
+@dataclass(slots=True)
 class Batch:
     """One batch.  Rows are ordered by domain: domain d has rows ``offsets[d]:offsets[d+1]``.
 
@@ -44,6 +65,8 @@ class Batch:
         weight: (B,) float32 row weights, or None.
         log_q: (B, C) float32 log-probability of each candidate under its sampler, or None.  A constant
             per row may be missing: it cancels in a softmax over the row.
+        pool: candidates shared by the rows of a domain (then C = 1), or None.
+        epoch: of training, from 0; what a model does with it is its own.
         history: (B, L) int64 item codes of the row's own domain, right-aligned (most recent last), 0 pads.
         history_time, history_behaviour: (B, L) int64 alike.
         cross_history: (B, L) int64 item codes of the other domains, right-aligned, 0 pads.
@@ -60,6 +83,8 @@ class Batch:
     label: Tensor | None = None
     weight: Tensor | None = None
     log_q: Tensor | None = None
+    pool: Pool | None = None
+    epoch: int = 0
     history: Tensor | None = None
     history_time: Tensor | None = None
     history_behaviour: Tensor | None = None
@@ -79,12 +104,32 @@ class Batch:
         width = self.item.shape[1]
         return tuple(o * width for o in self.offsets)
 
+    def take(self, rows: Tensor, domain: Tensor) -> Batch:
+        """Some rows, as if in other domains; without labels and shared candidates.
+
+        Args:
+            rows: (b,) positions.
+            domain: (b,) the domain index that each gets, ascending.
+        """
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: cut(v) for k, v in cast("dict[str, Tensor]", value).items()}
+            return value[rows] if isinstance(value, Tensor) else value
+
+        bounds = torch.arange(len(self.offsets), device=domain.device)
+        offsets = tuple(int(bound) for bound in torch.searchsorted(domain, bounds))
+        kept = {f.name: cut(getattr(self, f.name)) for f in fields(self)}
+        return replace(self, **{**kept, "domain": domain, "offsets": offsets, "label": None, "log_q": None, "pool": None})
+
     def to(self, device: Any, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, Pool):
+                return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
             if isinstance(value, dict):
                 return {k: move(v) for k, v in cast("dict[str, Tensor]", value).items()}
             return value

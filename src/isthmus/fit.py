@@ -23,12 +23,13 @@ from isthmus.batch import Batch
 from isthmus.checkpoint import Checkpoint, Optimisers
 from isthmus.data.batches import Plan, batches, steps
 from isthmus.data.dataset import Dataset
+from isthmus.data.pools import POOLED
 from isthmus.errors import ConfigError, FitError
 from isthmus.how import How
 from isthmus.layers.features import fill_tables
 from isthmus.layers.table import optimisers as make_optimisers
 from isthmus.measure import measure
-from isthmus.model import Model, Stage
+from isthmus.model import Model, Retriever, Stage
 from isthmus.progress import Bar, Board, Hold, holding
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
@@ -38,6 +39,8 @@ __all__ = ["Best", "How", "Run", "build", "fit", "load_run", "resume"]
 
 Values = dict[str, dict[str, float]]  # metric -> "all" and domain names -> value
 
+FULL_CATALOGUE = 20_000  # items; up to here a full softmax costs about as much as a drawn one
+SHARED = 1024  # negatives of a domain in a step, beside those of the batch
 FLUSH = 32  # losses are read once in so many steps: reading one waits for the device
 
 
@@ -181,7 +184,7 @@ def _train(work: _Work, found: Checkpoint | None) -> Best:
 def _optimisers(work: _Work) -> Optimisers:
     """Of the weights that want a gradient."""
     how = work.how
-    found, lines = make_optimisers(work.model, how.lr, how.table_lr, how.table_optimiser, how.weight_decay)
+    found, lines = make_optimisers(work.model, how.lr, how.table_lr, how.table_optimiser, how.weight_decay, table_decay=how.table_decay)
     work.bar.say("\n".join(lines))
     return found
 
@@ -229,8 +232,7 @@ def _over(state: State, how: How) -> bool:
 
 def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     """One batch: forward, backward, update."""
-    output = work.model(batch)
-    losses = {"loss": (stage.loss or work.task.loss)(work.model, batch, output), **output.extra}
+    losses = (stage.loss or work.task.loss)(work.model, batch)
     losses["total"] = torch.stack(list(losses.values())).sum()
     for optimiser in work.optimisers:
         optimiser.zero_grad(set_to_none=True)
@@ -291,6 +293,7 @@ def _validate(work: _Work, domains: tuple[int, ...]) -> Values:
         ConfigError: the metric watched is not defined on these rows.
     """
     how, offsets = work.how, work.dataset.part("valid").offsets
+    domains = tuple(d for d in domains if how.targets is None or d in how.targets)
     if not any(offsets[d + 1] > offsets[d] for d in domains):
         return {}
     metric = how.monitor or work.task.metrics[0]
@@ -324,7 +327,10 @@ def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path
     metrics.get(how.monitor or task.metrics[0])
     if how.tensorboard and out is None:
         raise ConfigError("tensorboard=True without a folder", "a folder to write events into", "give out=")
-    for d in how.domains or ():
+    if how.sampler in POOLED and not (task.ranked and isinstance(model, Retriever)):
+        came = f"sampler {how.sampler!r} for {type(model).__name__} in task {task.name!r}"
+        raise ConfigError(came, "a retriever in a ranked task", 'use sampler "uniform" or "popularity"')
+    for d in (*(how.domains or ()), *(how.targets or ())):
         if not 0 <= d < len(dataset.schema.domains):
             raise ConfigError(f"domain index {d}", f"0 to {len(dataset.schema.domains) - 1}", "see dataset.schema.domain_names")
     if not any(_domains(dataset, how, stage) for stage in model.stages()):
@@ -340,17 +346,30 @@ def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:
 def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
     """How a stage's rows become batches; only a single-domain control is cut off from the other domains' histories."""
     how, every = work.how, set(range(len(work.dataset.schema.domains)))
+    sampler = _sampler(work)
+    usual = SHARED if sampler == "mixed" else work.task.negatives
     return Plan(
         batch_size=how.batch_size,
         seed=how.seed,
         temperature=how.temperature,
-        negatives=work.task.negatives if how.negatives is None else how.negatives,
-        sampler=how.sampler,
+        negatives=usual if how.negatives is None else how.negatives,
+        sampler=sampler,
         alpha=how.alpha,
+        log_q=how.log_q,
         history_length=how.history_length,
         domains=domains,
         cross=how.domains is None or set(how.domains) >= every,
     )
+
+
+def _sampler(work: _Work) -> str:
+    """How negatives are found; of the shared kind only where the loss is a softmax over dot products."""
+    if work.how.sampler != "auto":
+        return work.how.sampler
+    if not (work.task.ranked and isinstance(work.model, Retriever)):
+        return "uniform"
+    largest = max(len(work.dataset.catalogue(d)) for d in range(len(work.dataset.schema.domains)))
+    return "full" if largest <= FULL_CATALOGUE else "mixed"
 
 
 @contextmanager

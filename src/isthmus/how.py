@@ -10,6 +10,7 @@ from typing import Any
 from isthmus.errors import ConfigError, nearest
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "full")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class How:
         table_lr: learning rate of the embedding tables; None: the optimiser's own default.
         table_optimiser: which optimiser the tables get, see ``isthmus.layers.table.optimisers``.
         weight_decay: decoupled weight decay of everything but the tables.
+        table_decay: decoupled weight decay of the embedding tables.
         clip: largest norm of the gradient over all weights of the stage; None: no clipping.
         patience: epochs without a better validation value before a stage stops; None: never early.
         monitor: the validation metric to watch; None: the task's first.
@@ -30,14 +32,19 @@ class How:
         device: ``auto`` (cuda, mps or cpu, the first there is) or one by name, such as ``cuda:1``.
         threads: CPU threads of torch while training; None: as torch has them.
         temperature: a domain with n rows gets a share ~ n ** temperature of each step.
-        negatives: sampled per positive; None: the task's default.
-        sampler, alpha: how negatives are drawn, see ``isthmus.data.negatives``.
+        negatives: sampled for each row (``uniform``, ``popularity``), or shared by all rows of a domain in a step (``mixed``); None:
+            the task's default, or 1,024 shared ones.
+        sampler, alpha: how negatives are found: ``uniform`` or ``popularity`` (each row's own, see ``isthmus.data.negatives``),
+            ``in_batch``, ``mixed`` or ``full`` (shared, for retrievers, see ``isthmus.data.pools``); ``auto``: for retrievers
+            ``full`` while no catalogue is larger than 20,000 items, else ``mixed``; for other models ``uniform``.
+        log_q: correct for how likely each negative was to be drawn.
         history_length: events of a history, at most.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
         eval_rows, eval_queries: validation rows, or for ranked tasks queries, per domain while training, at most; None: all.
         tensorboard: also write TensorBoard events into the run's folder.
         progress: a progress bar, when the output is a terminal.
         domains: train and validate on these domain indices only; None: all.
+        targets: choose the epoch by these domain indices only; None: by all that are trained.
     """
 
     epochs: int = 20
@@ -46,6 +53,7 @@ class How:
     table_lr: float | None = None
     table_optimiser: str = "auto"
     weight_decay: float = 0.0
+    table_decay: float = 0.0
     clip: float | None = None
     patience: int | None = 3
     monitor: str | None = None
@@ -54,8 +62,9 @@ class How:
     threads: int | None = None
     temperature: float = 1.0
     negatives: int | None = None
-    sampler: str = "uniform"
+    sampler: str = "auto"
     alpha: float = 0.75
+    log_q: bool = True
     history_length: int = 50
     checkpoint_minutes: float = 10.0
     eval_rows: int | None = 100_000
@@ -63,10 +72,14 @@ class How:
     tensorboard: bool = False
     progress: bool = True
     domains: tuple[int, ...] | None = None
+    targets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.domains is not None:
-            object.__setattr__(self, "domains", tuple(self.domains))
+        for name in ("domains", "targets"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler {self.sampler!r}", f"one of {SAMPLERS}", nearest(self.sampler, SAMPLERS))
         for name in ("epochs", "batch_size", "lr", "history_length"):
             _positive(name, getattr(self, name))
         for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience"):

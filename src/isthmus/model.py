@@ -17,8 +17,9 @@ from isthmus.schema import Schema
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
+    from isthmus.insight import Insight
 
-Loss = Callable[["Model", Batch, Output], Tensor]
+Loss = Callable[["Model", Batch], dict[str, Tensor]]  # named scalar terms, which the loop adds and logs by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Stage:
         name: shown in the log.
         weights: the parameters to train; None means all.
         domains: train on rows of these domain indices only; None means all.
-        loss: (model, batch, output) -> scalar; None means the task's loss.
+        loss: (model, batch) -> named scalar terms; None means the task's loss.
         solve: closed form instead of epochs: called once with the data set and the domain indices to learn
             from; fills the model's buffers.
     """
@@ -80,6 +81,10 @@ class Model(nn.Module, ABC):
     def stages(self) -> list[Stage]:
         """How it is trained; one stage over all rows and weights unless overridden."""
         return [Stage("fit")]
+
+    def insights(self, dataset: Dataset) -> list[Insight]:
+        """What there is to see inside a fitted model, for the report; nothing unless overridden."""
+        return []
 
 
 class Retriever(Model):

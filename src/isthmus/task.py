@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from isthmus.batch import Batch, Output
+from isthmus.batch import Batch
 from isthmus.errors import ConfigError, nearest
 from isthmus.layers import losses
-from isthmus.model import Model
+from isthmus.model import Loss, Model, Retriever
 from isthmus.schema import LabelKind, Schema
 
 
@@ -21,7 +20,7 @@ class Task:
     Attributes:
         name: ``ctr``, ``rating`` or ``retrieval``.
         labels: label kinds it can learn from.
-        loss: (model, batch, output) -> scalar.
+        loss: (model, batch) -> named scalar terms.
         ranked: candidates are ranked against each other (metrics per query, negatives in training);
             otherwise each logged row is judged by its own label.
         metrics: what ``measure`` computes by default; the first one is watched for early stopping.
@@ -30,22 +29,36 @@ class Task:
 
     name: str
     labels: tuple[LabelKind, ...]
-    loss: Callable[[Model, Batch, Output], Tensor]
+    loss: Loss
     ranked: bool
     metrics: tuple[str, ...]
     negatives: int = 0
 
 
-def _click_loss(model: Model, batch: Batch, output: Output) -> Tensor:
-    return losses.binary_cross_entropy(output.logit, _labels(batch), batch.weight)
+def _click_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
+    output = model(batch)
+    return {"loss": losses.binary_cross_entropy(output.logit, _labels(batch), batch.weight), **output.extra}
 
 
-def _rating_loss(model: Model, batch: Batch, output: Output) -> Tensor:
-    return losses.squared_error(output.logit, _labels(batch), batch.weight)
+def _rating_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
+    output = model(batch)
+    return {"loss": losses.squared_error(output.logit, _labels(batch), batch.weight), **output.extra}
 
 
-def _retrieval_loss(model: Model, batch: Batch, output: Output) -> Tensor:
-    return losses.sampled_softmax(output.logit, batch.log_q, batch.item, batch.weight)
+def retrieval_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
+    """Softmax over each row's own negatives, or over the pool that the rows of a domain share.
+
+    Raises:
+        ConfigError: a pool for a model whose score is no dot product.
+    """
+    if batch.pool is None:
+        output = model(batch)
+        return {"loss": losses.sampled_softmax(output.logit, batch.log_q, batch.item, batch.weight), **output.extra}
+    if not isinstance(model, Retriever):
+        came = f"candidates shared by all rows of a domain, for {type(model).__name__}"
+        raise ConfigError(came, "a retriever, whose score is a dot product", 'use sampler "uniform" or "popularity"')
+    user, vectors = model.user_vector(batch), model.item_vector(batch.pool.item, batch.pool.domain)
+    return {"loss": losses.pool_softmax(user, batch.item[:, 0], batch.offsets, vectors, batch.pool, vectors[batch.pool.own], batch.weight)}
 
 
 def _labels(batch: Batch) -> Tensor:
@@ -62,7 +75,7 @@ TASKS: dict[str, Task] = {
         Task(
             "retrieval",
             ("implicit", "click", "rating"),
-            _retrieval_loss,
+            retrieval_loss,
             True,
             ("ndcg@10", "recall@10", "hit_rate@10", "mrr", "recall@50"),
             negatives=64,

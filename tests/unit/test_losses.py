@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.layers.losses import binary_cross_entropy, in_batch_softmax, sampled_softmax, squared_error
+from isthmus.batch import Pool
+from isthmus.layers.losses import binary_cross_entropy, pool_softmax, sampled_softmax, squared_error
 
 
 def test_binary_cross_entropy_by_hand() -> None:
@@ -85,33 +86,81 @@ def test_log_q_takes_out_the_bias_of_a_popular_sampler() -> None:
     assert (_mean_gradient(logit, q, 256, False) - full).abs().max().item() > 0.1  # without it: no limit helps
 
 
-def test_in_batch_negatives_come_from_the_own_domain_only() -> None:
-    torch.manual_seed(0)
-    user, vector = torch.randn(5, 3), torch.randn(5, 3, requires_grad=True)
-    item = torch.tensor([2, 3, 4, 2, 9])
-    loss = in_batch_softmax(user, vector, item, (0, 3, 3, 5))
-    logit = user @ vector.detach().T
-    first = F.cross_entropy(logit[:3, :3], torch.arange(3), reduction="sum")
-    second = F.cross_entropy(logit[3:, 3:], torch.arange(2), reduction="sum")
-    torch.testing.assert_close(loss.detach(), (first + second) / 5)
-    in_batch_softmax(user, vector, item, (0, 3, 3, 5), weight=torch.tensor([1.0, 1, 1, 0, 0])).backward()
+def _pool(item: list[int], offsets: tuple[int, ...], log_q: Tensor | None = None) -> Pool:
+    domain = torch.arange(len(offsets) - 1).repeat_interleave(torch.tensor(offsets).diff())
+    return Pool(torch.tensor(item), domain, offsets, torch.zeros(0, dtype=torch.int64), log_q)
+
+
+def test_candidates_come_from_the_own_domain_only() -> None:
+    user, vector = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    item = torch.tensor([1, 2, 3, 1, 2])
+    pool = _pool(item.tolist(), (0, 3, 3, 5), torch.zeros(5))
+    loss = pool_softmax(user, item, (0, 3, 3, 5), vector, pool, vector)
+    logit = [user[:3] @ vector[:3].T, user[3:] @ vector[3:].T]
+    expected = (3 * F.cross_entropy(logit[0], torch.arange(3)) + 2 * F.cross_entropy(logit[1], torch.arange(2))) / 5
+    torch.testing.assert_close(loss, expected)
+    pool_softmax(user, item, (0, 3, 3, 5), vector, pool, vector, torch.tensor([1.0, 1, 1, 0, 0])).backward()
+    assert user.grad is not None
+    assert user.grad[3:].abs().max() == 0
+    assert user.grad[:3].abs().min() > 0
+
+
+def test_pool_softmax_by_hand() -> None:
+    user, vector = torch.ones(1, 1), torch.tensor([[math.log(2.0)], [math.log(2.0)], [math.log(3.0)], [math.log(8.0)]])
+    log_q = torch.tensor([0.5, 0.5, 3.0, 4.0]).log()
+    pool = _pool([7, 7, 8, 9], (0, 4), log_q)  # the second 7 is an accidental hit
+    loss = pool_softmax(user, torch.tensor([7]), (0, 1), vector, pool, vector[:1])
+    assert math.isclose(loss.item(), -math.log(2 / (2 + 3 / 3 + 8 / 4)), rel_tol=1e-6)  # 8 counts 1 / 3, 9 counts 1 / 4, its own item 1
+
+
+def test_a_whole_catalogue_gives_the_full_softmax() -> None:
+    user, vector = torch.randn(4, 3), torch.randn(5, 3)
+    pool = _pool([2, 5, 9, 4, 9], (0, 3, 5))
+    item = torch.tensor([9, 2, 9, 4])
+    loss = pool_softmax(user, item, (0, 2, 4), vector, pool, vector[:4])
+    first, second = user[:2] @ vector[:3].T, user[2:] @ vector[3:].T
+    expected = (F.cross_entropy(first, torch.tensor([2, 0])) + F.cross_entropy(second, torch.tensor([1, 0]))) / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def _pool_gradient(corrected: bool, n: int) -> tuple[Tensor, Tensor]:
+    """Mean gradient by item of one row's loss over pools drawn by popularity, and that of the full softmax."""
+    generator = torch.Generator().manual_seed(0)
+    logit = torch.tensor([0.5, 1.0, -0.5, 0.2, 0.0, 1.5])
+    q = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.04, 0.01])
+    target = torch.tensor([1])
+    total = torch.zeros(6)
+    draws = 100
+    for _ in range(draws):
+        drawn = torch.multinomial(q, n, replacement=True, generator=generator)
+        vectors = logit.clone()[:, None].requires_grad_(True)
+        log_q = (n * q[drawn]).log() if corrected else torch.zeros(n)
+        pool = _pool(drawn.tolist(), (0, n), log_q)
+        pool_softmax(torch.ones(1, 1), target, (0, 1), vectors[drawn], pool, vectors[target]).backward()
+        assert vectors.grad is not None
+        total += vectors.grad[:, 0]
+    return total / draws, logit.softmax(0) - F.one_hot(target[0], 6)
+
+
+def test_log_q_makes_a_popularity_biased_pool_unbiased() -> None:
+    corrected, full = _pool_gradient(True, 4096)
+    torch.testing.assert_close(corrected, full, atol=0.01, rtol=0.0)
+    plain, _ = _pool_gradient(False, 4096)
+    assert (plain - full).abs().max() > 0.1, "without the correction the same pools must be far off"
+
+
+def test_a_row_alone_with_its_own_item_is_finite() -> None:
+    vector = torch.randn(1, 2, requires_grad=True)
+    pool = _pool([3], (0, 1), torch.tensor([-60.0]))
+    loss = pool_softmax(torch.randn(1, 2), torch.tensor([3]), (0, 1), vector, pool, vector)
+    loss.backward()
+    assert loss.item() == 0.0
     assert vector.grad is not None
-    assert vector.grad[3:].abs().sum() == 0
-    assert vector.grad[:3].abs().sum() > 0
+    assert vector.grad.isfinite().all()
 
 
-def test_in_batch_repeats_are_masked_and_popularity_is_corrected() -> None:
-    user = torch.tensor([[1.0], [1.0], [1.0]])
-    vector = torch.tensor([[math.log(2.0)], [math.log(2.0)], [0.0]])
-    item = torch.tensor([5, 5, 6])
-    log_q = torch.log(torch.tensor([0.5, 0.5, 0.25]))
-    # weights after correction: 4, 4, 4; rows 0 and 1 do not see each other
-    expected = (math.log(2) + math.log(2) + math.log(3)) / 3
-    assert math.isclose(in_batch_softmax(user, vector, item, (0, 3), log_q).item(), expected, rel_tol=1e-6)
-
-
-def test_in_batch_softmax_of_no_rows_is_zero() -> None:
+def test_pool_softmax_of_no_rows_is_zero() -> None:
     user = torch.zeros(0, 2, requires_grad=True)
-    loss = in_batch_softmax(user, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), (0, 0))
+    loss = pool_softmax(user, torch.zeros(0, dtype=torch.int64), (0, 0), torch.zeros(0, 2), _pool([], (0, 0)), torch.zeros(0, 2))
     loss.backward()
     assert loss.item() == 0.0

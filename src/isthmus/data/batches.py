@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isthmus.batch import Batch, Needs
+from isthmus.batch import Batch, Needs, Pool
 from isthmus.data.negatives import Negatives
 from isthmus.data.order import NEGATIVES, Order, Plan
+from isthmus.data.pools import POOLED, Pools, Shared
 from isthmus.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,8 +96,12 @@ def batches_with_rows(
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """Like ``batches``, each with the (B,) int64 positions of its rows in ``dataset.part(part)``."""
     order = Order(dataset, part, plan, shuffle=shuffle, positives_only=positives_only)
-    negatives = Negatives(dataset, plan.negatives, plan.sampler, plan.alpha) if plan.negatives else None
-    build = _Build(dataset, part, needs, plan, labels, negatives)
+    negatives = pools = None
+    if plan.sampler in POOLED:
+        pools = Pools(dataset, plan.sampler, plan.negatives)
+    elif plan.negatives:
+        negatives = Negatives(dataset, plan.negatives, plan.sampler, plan.alpha)
+    build = _Build(dataset, part, needs, plan, labels, negatives, pools)
 
     def make(step: int) -> tuple[np.ndarray, Batch]:
         position, offsets = order.rows(epoch, step)
@@ -162,14 +167,17 @@ class _Build:
     plan: Plan
     labels: bool
     negatives: Negatives | None
+    pools: Pools | None
 
     def __call__(self, position: np.ndarray, offsets: tuple[int, ...], epoch: int, step: int) -> Batch:
         rows, plan, needs = self.dataset.part(self.part), self.plan, self.needs
         user, item, time = rows.user.take(position), rows.item.take(position), None if rows.time is None else rows.time.take(position)
         domain = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        items, log_q = item[:, None], None
+        items, log_q, pool = item[:, None], None, None
+        rng = np.random.Generator(np.random.Philox(key=[plan.seed, NEGATIVES], counter=[0, 0, step, epoch]))
+        if self.pools is not None:
+            pool = _pool(self.pools.sample(offsets, item, rng), plan.log_q)
         if self.negatives is not None:
-            rng = np.random.Generator(np.random.Philox(key=[plan.seed, NEGATIVES], counter=[0, 0, step, epoch]))
             drawn, log_q = self.negatives.sample(user, np.array(offsets), item, rng)
             items = np.concatenate([items, drawn], axis=1)
         # Without times a training row would find its own answer in its history.
@@ -182,7 +190,9 @@ class _Build:
             offsets,
             label=self._label(rows, position, items.shape) if self.labels else None,
             weight=None if rows.weight is None else torch.from_numpy(rows.weight.take(position)),
-            log_q=None if log_q is None else torch.from_numpy(log_q),
+            log_q=None if log_q is None or not plan.log_q else torch.from_numpy(log_q),
+            pool=pool,
+            epoch=epoch,
             time=_long(time) if time is not None and needs.history_time else None,
             context={name: _context(take_context(value, position)) for name, value in rows.context.items()} if needs.context else {},
             **_histories(self.dataset, needs, user, time, domain, plan.history_length, own, cross),
@@ -204,11 +214,11 @@ def _histories(
     length: int,
     own_item: np.ndarray | None,
     cross: bool,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The history fields of a batch that ``needs`` asks for."""
     columns = ["item", *(["time"] if needs.history_time else []), *(["behaviour"] if needs.behaviour else [])]
     wanted = None if needs.whole_history else length
-    out: dict[str, Tensor] = {}
+    out: dict[str, Any] = {}
     if needs.history:
         found = dataset.history.cut(user, time, domain, wanted, exclude_item=own_item, columns=columns)
         names = {"item": "history", "time": "history_time", "behaviour": "history_behaviour"}
@@ -220,6 +230,17 @@ def _histories(
             found = {name: np.full((len(user), length), -1 if name == "domain" else 0) for name in found}
         out |= {names[column]: _long(values) for column, values in found.items()}
     return out
+
+
+def _pool(drawn: Shared, log_q: bool) -> Pool:
+    corrected = drawn.log_q if log_q or drawn.log_q is None else np.zeros_like(drawn.log_q)
+    return Pool(
+        _long(drawn.item),
+        torch.arange(len(drawn.offsets) - 1).repeat_interleave(torch.from_numpy(np.diff(drawn.offsets))),
+        tuple(drawn.offsets.tolist()),
+        _long(drawn.own),
+        None if corrected is None else torch.from_numpy(corrected),
+    )
 
 
 def take_context(column: Any, position: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ class Plan:
         temperature: domain d gets a share of every batch ~ n_d ** temperature: 1 visits every row exactly
             once per epoch, 0 gives all domains equal shares (small ones come round several times).
         negatives: sampled per row; 0 for none.
-        sampler, alpha: see ``isthmus.data.negatives``.
+        sampler, alpha: see ``isthmus.data.negatives`` and ``isthmus.data.pools``.
+        log_q: put the log-probabilities of the negatives in.
         history_length: L, the events of a history.
         domains: indices to take rows from; None for all.
         cross: whether cross histories hold anything; None: only when ``domains`` is None, because a
@@ -39,6 +40,7 @@ class Plan:
     negatives: int = 0
     sampler: str = "uniform"
     alpha: float = 0.75
+    log_q: bool = True
     history_length: int = 50
     domains: tuple[int, ...] | None = None
     cross: bool | None = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
+from isthmus.layers.catalogues import Catalogues
 from isthmus.layers.table import Table
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field, Schema
 
@@ -223,9 +224,11 @@ class Inputs(nn.Module):
 
 
 def fill_tables(model: nn.Module, dataset: Dataset) -> None:
-    """Hands the data set's coded tables to every ``EntityFields`` of a model."""
+    """Hands the data set's coded tables to every ``EntityFields`` of a model, its catalogues to ``Catalogues``."""
     for module in model.modules():
-        if isinstance(module, EntityFields):
+        if isinstance(module, Catalogues):
+            module.take(dataset)
+        elif isinstance(module, EntityFields):
             module.fill(dataset.user_table if module.entity.name == "user" else dataset.item_table)
 
 

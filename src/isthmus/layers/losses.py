@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from isthmus.batch import Pool
 
 MASKED = -1e30  # finite, so that a row whose every negative is masked still has a gradient
 
@@ -47,30 +50,38 @@ def sampled_softmax(logit: Tensor, log_q: Tensor | None, item: Tensor, weight: T
     return _mean(-F.log_softmax(corrected, 1)[:, 0], weight)
 
 
-def in_batch_softmax(
-    user: Tensor, positive: Tensor, item: Tensor, offsets: tuple[int, ...], log_q: Tensor | None = None, weight: Tensor | None = None
+def pool_softmax(
+    user: Tensor, item: Tensor, offsets: Sequence[int], vectors: Tensor, pool: Pool, positive: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Softmax cross-entropy in which the other rows' positives of the same domain are the negatives.
+    """Softmax cross-entropy of each row's item against the pool of its domain.
+
+    A pool that is the whole catalogue gives the full softmax.  From a drawn pool the sum over all other items is
+    estimated by importance weights, each candidate counting 1 / (how often it is expected in the pool) (eq. 4 of ADI;
+    Bengio & Senecal 2008), and the positive counts once, as it does in the full sum: with eq. 5 as printed, which
+    corrects the positive too, the gradient does not approach that of the full softmax as the pool grows.  Copies of a
+    row's own item in the pool (accidental hits) are masked.
 
     Args:
-        user: (B, d) user vectors.
-        positive: (B, d) vectors of the rows' own items.
-        item: (B,) their codes: a row with the same item is no negative.
-        offsets: D + 1 bounds of the domains' rows; negatives never come from another domain.
-        log_q: (B,) log-probability of meeting the item in a batch of its domain, or None.
+        user: (B, d) user vectors, rows ordered by domain.
+        item: (B,) codes of the rows' items.
+        offsets: D + 1 bounds of the domains' rows.
+        vectors: (M, d) vectors of the pool.
+        pool: what they stand for.
+        positive: (B, d) vectors of the rows' items.
         weight: (B,) row weights, or None.
     """
     losses = []
-    for start, end in itertools.pairwise(offsets):
+    for domain, (start, end) in enumerate(itertools.pairwise(offsets)):
         if start == end:
             continue
-        logit = user[start:end] @ positive[start:end].T
-        if log_q is not None:
-            logit = logit - log_q[start:end]
-        same = item[start:end, None] == item[None, start:end]
-        same.fill_diagonal_(False)
-        logit = logit.masked_fill(same, MASKED)
-        losses.append(-F.log_softmax(logit, 1).diagonal())
+        part = slice(pool.offsets[domain], pool.offsets[domain + 1])
+        logit, own = user[start:end] @ vectors[part].T, item[start:end]
+        if pool.log_q is None:
+            losses.append(F.cross_entropy(logit, torch.searchsorted(pool.item[part], own), reduction="none"))
+            continue
+        right = (user[start:end] * positive[start:end]).sum(1)
+        others = (logit - pool.log_q[part]).masked_fill(pool.item[part] == own[:, None], MASKED)
+        losses.append(torch.logaddexp(right, others.logsumexp(1)) - right)
     return _mean(torch.cat(losses) if losses else user.sum() * 0, weight)
 
 

@@ -50,17 +50,18 @@ class Table(nn.Module):
 class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator per row: a table's optimiser state is 1/dim of the table.
 
-    For every touched row i with gradient g:  s_i += mean(g^2);  w_i -= lr * g / (sqrt(s_i) + eps).
+    For every touched row i with gradient g:  w_i *= 1 - lr * decay;  s_i += mean(g^2);  w_i -= lr * g / (sqrt(s_i) + eps).
     (Duchi et al. 2011, with the accumulator averaged over the row as in DLRM.)
 
     Args:
         params: two-dimensional parameters; sparse and dense gradients both work.
         lr: learning rate.
         eps: added to the root.
+        weight_decay: decoupled, of the rows touched.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float = TABLE_LR, eps: float = 1e-8) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps})
+    def __init__(self, params: Iterable[nn.Parameter], lr: float = TABLE_LR, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -69,10 +70,10 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, weight.grad, group["lr"], group["eps"])
+                    self._update(weight, weight.grad, group["lr"], group["eps"], group["weight_decay"])
         return loss
 
-    def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float) -> None:
+    def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float, decay: float) -> None:
         state = self.state[weight]
         if not state:
             state["sum"] = weight.new_zeros(weight.shape[0])
@@ -82,9 +83,12 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             rows, values = grad.indices()[0], grad.values()
             seen = total[rows] + values.square().mean(1)
             total[rows] = seen
+            if decay:
+                weight.index_add_(0, rows, weight[rows], alpha=-lr * decay)
             weight.index_add_(0, rows, values * (-lr / (seen.sqrt() + eps))[:, None])
         else:
             total += grad.square().mean(1)
+            weight.mul_(1 - lr * decay)
             weight.addcmul_(grad, (-lr / (total.sqrt() + eps))[:, None])
 
 
@@ -98,6 +102,7 @@ def optimisers(
     table_optimiser: str = "auto",
     weight_decay: float = 0.0,
     weights: Iterable[nn.Parameter] | None = None,
+    table_decay: float = 0.0,
 ) -> tuple[list[torch.optim.Optimizer], list[str]]:
     """The optimisers of a model: one for its large tables, one for all the rest.
 
@@ -109,13 +114,16 @@ def optimisers(
             ``dense``: every table dense with Adam.
         weight_decay: decoupled; reaches matrices alone: no table, bias or norm.
         weights: train only these; None: all that want a gradient.
+        table_decay: decoupled decay of the tables: of the rows touched, or of all rows where a table is dense.
 
     Returns:
         The optimisers, and a line of text for each table and for the rest.
 
     Raises:
-        ConfigError: no such table optimiser.
+        ConfigError: no such table optimiser, or one that cannot decay.
     """
+    if table_decay and table_optimiser == "adam":
+        raise ConfigError("table_decay with lazy Adam", "an optimiser that can decay a table", 'table_optimiser="adagrad" or "dense"')
     if table_optimiser not in TABLE_OPTIMISERS:
         hint = nearest(table_optimiser, TABLE_OPTIMISERS)
         raise ConfigError(f"table optimiser {table_optimiser!r}", f"one of {TABLE_OPTIMISERS}", hint)
@@ -136,19 +144,22 @@ def optimisers(
     rest = [p for p in model.parameters() if id(p) in wanted and id(p) not in tables]
     found: list[torch.optim.Optimizer] = []
     if tables:
-        found.append(_KIND[table_optimiser](list(tables.values()), lr=table_lr))
+        decay = {"weight_decay": table_decay} if table_decay else {}
+        found.append(_KIND[table_optimiser](list(tables.values()), lr=table_lr, **decay))
     if rest:
-        found.append(_for_rest(model, rest, lr, weight_decay))
+        found.append(_for_rest(model, rest, lr, weight_decay, table_decay))
         lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, AdamW, lr {lr:g}, weight decay {weight_decay:g}")
     return found, lines
 
 
-def _for_rest(model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW, in two groups: with decay and without."""
-    decays = {id(p) for p in _matrices(model)}
+def _for_rest(model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float, table_decay: float) -> torch.optim.Optimizer:
+    """AdamW, in groups by decay: matrices, dense tables, and all that does not decay."""
+    matrices = {id(p) for p in _matrices(model)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
     groups = [
-        {"params": [p for p in weights if id(p) in decays], "weight_decay": weight_decay},
-        {"params": [p for p in weights if id(p) not in decays], "weight_decay": 0.0},
+        {"params": [p for p in weights if id(p) in matrices], "weight_decay": weight_decay},
+        {"params": [p for p in weights if id(p) in tables], "weight_decay": table_decay},
+        {"params": [p for p in weights if id(p) not in matrices | tables], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=weights[0].device.type in ("cpu", "cuda"))
 
