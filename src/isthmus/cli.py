@@ -203,6 +203,34 @@ def measure(
 
 
 @app.command()
+def retrieve(
+    run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
+    data: Annotated[Path, typer.Option(help="The data folder the run was fitted on.")],
+    domain: Annotated[str, typer.Option(help="The domain whose catalogue is searched.")],
+    out: Out = Path("top.parquet"),
+    user: Annotated[list[str] | None, typer.Option(help="A user's id, may be given several times; default: all of the domain's.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Items per user.")] = 100,
+    index: Annotated[str, typer.Option(help="auto, exact, ivf or hnsw; the last two need faiss.")] = "auto",
+    catalogue: Annotated[str, typer.Option(help="Items known up to this part: train, valid or test.")] = "test",
+    seen: Annotated[bool, typer.Option("--seen", help="Keep items that the user had before.")] = False,
+) -> None:
+    """Write the best items of a domain's whole catalogue for each user, as of now, without what she had before.
+
+    Example:  [bold]isthmus retrieve runs/adi --data data/ --domain s1 -k 100 -o top.parquet[/]
+    """
+    from isthmus.data.dataset import Dataset
+    from isthmus.fit import load_run
+    from isthmus.lists import write_lists
+
+    loaded = load_run(run)
+    searched: Any = index
+    rows, note = write_lists(
+        out, loaded.model, Dataset.load(data), domain, user, k=k, index=searched, catalogue=catalogue, exclude_seen=not seen, how=loaded.how
+    )
+    _console().print(f"{rows:,} rows -> {out}   {note}", highlight=False)
+
+
+@app.command()
 def compare(
     source: Annotated[str, typer.Argument(help="A recipe (.toml), or your own events (parquet or csv).")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: runs/<name>.")] = None,

@@ -23,6 +23,7 @@ from isthmus.experiment import ModelSpec, Recipe, compare, default_models, make_
 from isthmus.fit import How, Run, build, fit
 from isthmus.ledger import Ledger
 from isthmus.models import get_model
+from isthmus.retrieve import retrieve
 from isthmus.task import default_task, get_task
 
 BLOCK = 4096  # candidates scored at once
@@ -114,16 +115,15 @@ class Recommender:
         if k < 1:
             raise ConfigError(f"k = {k}", "at least 1", "ask for one item or more")
         d = dataset.schema.domain_index(domain)
-        code = torch.tensor(dataset.user_vocabulary.encode([user])).long()
-        candidates = torch.tensor(dataset.catalogue(d, "test") if items is None else dataset.item_vocabulary.encode(list(items))).long()
-        history = dataset.history.cut(code.numpy(), None if not dataset.schema.timed else _end_of_time(), torch.tensor([d]).numpy(), 10_000)
-        if exclude_seen and items is None:
-            candidates = candidates[~torch.isin(candidates, torch.tensor(history["item"]).long())]
-        score = self._score(run, dataset, code, d, candidates)
+        code = dataset.user_vocabulary.encode([user])
+        if items is None:
+            found = retrieve(run.model, dataset, code, d, k=k, exclude_seen=exclude_seen, how=run.how)
+            item, score = found.item[0][found.item[0] > 0], found.score[0][found.item[0] > 0]
+            return pl.DataFrame({"item": dataset.item_vocabulary.decode(item), "score": score})
+        ids = list(items)
+        score = self._score(run, dataset, torch.tensor(code).long(), d, torch.tensor(dataset.item_vocabulary.encode(ids)).long())
         order = torch.argsort(score, descending=True, stable=True)[:k]
-        ids = list(items) if items is not None else None
-        names = [ids[i] for i in order.tolist()] if ids is not None else dataset.item_vocabulary.decode(candidates[order].numpy()).to_list()
-        return pl.DataFrame({"item": names, "score": score[order].numpy()})
+        return pl.DataFrame({"item": [ids[i] for i in order.tolist()], "score": score[order].numpy()})
 
     @staticmethod
     def _score(run: Run, dataset: Dataset, code: torch.Tensor, d: int, candidates: torch.Tensor) -> torch.Tensor:
@@ -166,4 +166,3 @@ def _end_of_time() -> Any:
     import numpy as np
 
     return np.array([np.iinfo(np.int64).max])
-

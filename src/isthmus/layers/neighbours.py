@@ -15,7 +15,7 @@ from isthmus.layers.topk import Pairs
 LINKS, CONSTRUCTION = 32, 100  # of hnsw
 MOST_SEARCH = 2048  # nodes that hnsw keeps in view, at most
 MOST_EXTRA = 1024  # hidden items that a search goes past; rows with more are for an exact search
-TRAINING = 64  # vectors for each inverted list that the lists are learnt from
+TRAINING, LEAST = 64, 39  # vectors for each inverted list that the lists are learnt from, and the fewest (faiss warns below)
 CELLS = 1 << 22  # results held at once
 EQUAL = 1e-5  # relative difference up to which two computations of one score may differ
 
@@ -53,7 +53,7 @@ def make(vectors: np.ndarray, kind: str) -> tuple[Any, dict[str, int], str, list
         searcher.hnsw.efConstruction = CONSTRUCTION
         searcher.add(vectors)
         return searcher, {"links": LINKS, "construction": CONSTRUCTION}, "search", _doubling(64, min(MOST_SEARCH, n))
-    lists = min(n, 1 << round(np.log2(2 * n**0.5)))
+    lists = max(1, min(n // LEAST, 1 << round(np.log2(2 * n**0.5))))
     searcher = library.IndexIVFFlat(library.IndexFlatIP(dim), dim, lists, library.METRIC_INNER_PRODUCT)
     some = np.random.default_rng(0).permutation(n)[: TRAINING * lists]
     searcher.train(vectors[np.sort(some)])
