@@ -7,7 +7,7 @@ models score every item of the catalogue for every user through ``forward``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class _Ask:
     domain: int
     how: How
     context: Mapping[str, np.ndarray] | None
-    user: np.ndarray = np.zeros(0, np.int64)  # noqa: RUF009
+    user: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     time: np.ndarray | None = None
 
     def __post_init__(self) -> None:
