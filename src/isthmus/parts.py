@@ -157,15 +157,15 @@ class Part:
         how = dataclasses.replace(self.how, seed=self.seed, domains=group.domains)
         if group.targets is not None:
             how = dataclasses.replace(how, targets=group.targets)
-        best: tuple[dict[str, Any], Run] | None = None
+        best: tuple[dict[str, Any], Run, str] | None = None
         for number, point in enumerate(grid_points(self.spec.grid)):
-            run_folder = folder / group.folder("run", number if self.spec.grid else None)
+            place = group.folder("run", number if self.spec.grid else None)
             model = build(self.spec.name, data.select.schema, {**self.spec.args, **point}, seed=self.seed)
-            run = fit(model, data.select, self.task, how, run_folder, resume=True)
+            run = fit(model, data.select, self.task, how, folder / place, resume=True)
             if best is None or run.best.beats(best[1].best):
-                best = (point, run)
+                best = (point, run, place)
         assert best is not None  # a grid has at least the empty point
-        point, run = best
+        point, run, place = best
         chosen, epochs = run.best, run.best.epoch + 1
         on_valid = score(run.model, data.select, "valid", task=self.task, how=how, domains=group.scored)
         if self.refit:
@@ -173,7 +173,7 @@ class Part:
             last = dataclasses.replace(how, epochs=epochs, patience=None)
             run = fit(model, data.final, self.task, last, folder / group.folder("final"), resume=True)
         choice = {"domains": group.domains, "targets": group.targets, "point": point, "epochs": epochs, "valid": chosen.value}
-        return run, choice, on_valid
+        return run, choice | {"run": place}, on_valid
 
     @staticmethod
     def _look(run: Run, dataset: Dataset, group: Group) -> list[Insight]:

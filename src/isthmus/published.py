@@ -56,7 +56,7 @@ def against_paper(
         level: 1 - level is the chance of a wrong "above" or "below" anywhere in a family.
 
     Returns:
-        One row per value of the paper: model, domain ("all": the average), metric, paper, ours, low and high (95 % interval over
+        One row per value of the paper, in the order of the entries: model, domain ("all": the average), metric, paper, ours, low and high (95 % interval over
         users), spread (standard deviation over seeds, null with one), seeds, difference (ours - paper), p, p_holm, verdict
         ("above": our number is higher and chance does not explain it; "below"; "undecided"), note.
 
@@ -65,16 +65,19 @@ def against_paper(
     """
     paper.check(schema)
     judge = metric_files.get(paper.metric)
-    known = {e.model: e for e in entries}
-    rows: list[dict[str, Any]] = []
+    known = [e.model for e in entries]
     for label in paper.values:
         if label not in known:
-            raise ConfigError(f"paper: values for {label!r}", f"one of {list(known)}", nearest(label, known))
-        ours = _judged(known[label], judge, resamples, seed)
-        for domain, value in _values(paper, label, schema.domain_names):
+            raise ConfigError(f"paper: values for {label!r}", f"one of {known}", nearest(label, known))
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry.model not in paper.values:
+            continue
+        ours = _judged(entry, judge, resamples, seed)
+        for domain, value in _values(paper, entry.model, schema.domain_names):
             middle, by_seed = ours[domain]
-            front = {"model": label, "domain": domain, "metric": judge.name, "paper": value}
-            rows.append(front | _row(value, middle, by_seed, known[label].shallow, level))
+            front = {"model": entry.model, "domain": domain, "metric": judge.name, "paper": value}
+            rows.append(front | _row(value, middle, by_seed, entry.shallow, level))
     frame = pl.DataFrame(rows, schema={k: v for k, v in COLUMNS.items() if k not in ("p_holm", "verdict")})
     return _verdicts(frame, 1 - level)
 

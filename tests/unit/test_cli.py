@@ -13,7 +13,7 @@ from isthmus.cli import _settings
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 
-COMMANDS = ("demo", "doctor", "prepare", "fit", "compare", "score", "measure", "report", "models")
+COMMANDS = ("demo", "doctor", "prepare", "fit", "compare", "score", "measure", "report", "models", "reproduce")
 
 
 def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
@@ -99,6 +99,27 @@ def test_compare_own_file_twice_runs_nothing_again(events: Path, tmp_path: Path)
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
     assert "dnn (single-domain)" in isthmus("report", "out", cwd=tmp_path)
+
+
+def test_reproduce_lists_finds_and_runs(events: Path, tmp_path: Path) -> None:
+    listed = isthmus("reproduce", cwd=tmp_path)
+    assert "adi_table3" in listed
+    assert "CIKM 2022, Table 3" in listed
+    assert "did you mean 'adi_table3'" in isthmus("reproduce", "adi_tabel3", ok=2)
+    recipe = tmp_path / "mine.toml"
+    data = f'[data]\nsource = "table"\npath = "{events}"\nuser = "uid"\nitem = "iid"\ndomain = "market"\ntime = "ts"\nlabel = "click"\n'
+    line = '[[models]]\nname = "popularity"\ncontrol = "none"\n'
+    recipe.write_text('metrics = ["auc"]\n' + data + line)
+    assert "no [paper] section" in isthmus("reproduce", recipe, ok=2)
+    markets = pl.read_parquet(events)["market"].unique().sort().to_list()
+    values = "".join(f'"{market}" = {value}\n' for market, value in zip([*markets, "all"], (0.001, 0.999, 0.99), strict=True))
+    recipe.write_text(recipe.read_text() + f'[paper]\ntitle = "Somebody, Table 3"\nmetric = "auc"\n[paper.values.popularity]\n{values}')
+    text = isthmus("reproduce", "mine.toml", "-o", "out", "--seeds", 1, cwd=tmp_path)
+    assert "Somebody, Table 3" in text
+    assert f"popularity: above the paper in {markets[0]}; below the paper in {markets[1]} and on average" in text
+    assert "0.9990" in text
+    assert pl.read_parquet(tmp_path / "out" / "paper.parquet")["domain"].to_list() == [*markets, "all"]
+    assert "Beside the paper" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_settings_are_read_as_values() -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.config import parse_recipe, read_recipe
+from isthmus.config import parse_recipe, published, read_published, read_recipe, recipe_folder
 from isthmus.errors import ConfigError
+from isthmus.models import settings
+from isthmus.recipe import Paper
 
 GOOD = """
 name = "x"
@@ -35,6 +37,16 @@ label = "big mmoe"
 experts = 8
 fit.lr = 2e-3
 grid.dropout = [0.0, 0.2]
+per_target = true
+
+[paper]
+title = "Somebody, Table 3"
+metric = "ndcg@10"
+note = "private data"
+
+[paper.values."big mmoe (single-domain)"]
+uk = 0.25
+all = 1
 """
 
 
@@ -52,7 +64,8 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
     plain, big = recipe.models
     assert (plain.label, plain.control) == ("popularity", None)
     assert (big.label, big.args, big.fit, big.grid) == ("big mmoe", {"experts": 8}, {"lr": 2e-3}, {"dropout": [0.0, 0.2]})
-    assert big.control == "single-domain"
+    assert (big.control, big.per_target, plain.per_target) == ("single-domain", True, False)
+    assert recipe.paper == Paper("Somebody, Table 3", "ndcg@10", {"big mmoe (single-domain)": {"uk": 0.25, "all": 1}}, "private data")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +80,14 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
         (("grid.dropout = [0.0, 0.2]", "grid.dropout = 0.1"), "a list of values"),
         (('path = "events.parquet"', 'path = "$ISTHMUS_NO_SUCH_VARIABLE/e.parquet"'), "ISTHMUS_NO_SUCH_VARIABLE"),
         (("[data]", "[data"), "is not TOML"),
+        (("per_target = true", "per_target = 1"), "true or false"),
+        (('title = "Somebody, Table 3"', ""), "title = None"),
+        (('note = "private data"', 'notes = "private data"'), "did you mean 'note'"),
+        (('metric = "ndcg@10"', 'metric = "ndgc@10"'), "did you mean 'ndcg'"),
+        (('metric = "ndcg@10"', 'metric = "recall@10"'), "did you mean|use one of: ndcg@10"),
+        (('"big mmoe (single-domain)"]', '"bigmmoe"]'), "did you mean 'big mmoe'"),
+        (("uk = 0.25", 'uk = "0.25"'), "'0.25'"),
+        (('[paper.values."big mmoe (single-domain)"]', "[paper.values]"), "a table of domains for each label"),
     ],
 )
 def test_refusals(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -85,3 +106,37 @@ def test_no_models_and_no_seeds() -> None:
         parse_recipe({"data": {"source": "table"}})
     with pytest.raises(ConfigError, match="without seeds"):
         parse_recipe({"data": {"source": "table"}, "models": [{"name": "dnn"}], "seeds": []})
+
+
+RECIPES = sorted(recipe_folder().glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[p.stem for p in RECIPES])
+def test_the_recipes_that_come_along_are_right(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    for spec in recipe.models:
+        assert set(spec.args) | set(spec.grid) <= set(settings(spec.name)), spec.label
+
+
+def test_recipes_that_reproduce_a_paper_are_listed_and_found_by_name(tmp_path: Path) -> None:
+    assert set(published()) >= {"adi_table3", "adi_table6", "adi_table7", "adi_table8", "adi_figure3"}
+    assert "xmrec" not in published()
+    table = read_published("adi_table3")
+    assert table.paper is not None
+    assert table.paper.values["ADI"] == {"s1": 0.266, "s2": 0.614, "s3": 0.519, "all": 0.466}
+    with pytest.raises(ConfigError, match="did you mean 'adi_table3'"):
+        read_published("adi_tabel3")
+    with pytest.raises(ConfigError, match=r"has no \[paper\]"):
+        read_published("xmrec")
+    (tmp_path / "x.toml").write_text("a = [")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        published(tmp_path)
+
+
+def test_the_printed_averages_are_those_of_the_values() -> None:
+    """A slip of the pen in a table of 28 numbers would show here; the paper rounds to three digits."""
+    table = read_published("adi_table3")
+    assert table.paper is not None
+    for label, values in table.paper.values.items():
+        assert values["all"] == pytest.approx((values["s1"] + values["s2"] + values["s3"]) / 3, abs=1.1e-3), label

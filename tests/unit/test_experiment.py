@@ -1,6 +1,7 @@
 """Compare: parts are kept and not run twice, choices are made on validation, wrong recipes are refused early."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,17 @@ from rich.console import Console
 
 from isthmus import storage
 from isthmus.data import split as splits
+from isthmus.data.dataset import Dataset
 from isthmus.data.events import ContextColumn
 from isthmus.data.synthetic import World, make_world
 from isthmus.errors import ConfigError, SourceError
-from isthmus.experiment import Comparison, ModelSpec, Recipe, compare, default_models, make_split, recall
+from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, compare, default_models, make_split, recall
+from isthmus.fit import How, build, fit
 from isthmus.parts import fingerprint
+from isthmus.published import sentences
 from isthmus.report import print_report, write_page
+from isthmus.score import score
+from isthmus.scores import Scores
 from isthmus.task import get_task
 
 QUICK = {"epochs": 2, "batch_size": 256, "lr": 0.01, "threads": 1, "progress": False}
@@ -66,6 +72,123 @@ def test_a_single_domain_control_never_saw_another_domain(comparison: Comparison
     assert [c["domains"] for c in storage.read_json(folder / "part.json")["choices"]] == [[0], [1]]
 
 
+def test_a_training_per_target_chooses_on_its_target_and_scores_it_alone(world: World, recipe: Recipe, tmp_path: Path) -> None:
+    """Every domain's scores are those of one joint training by hand whose epoch was chosen on this domain."""
+    line = ModelSpec("dnn", args={"dim": 4, "hidden": [8]}, fit={"epochs": 4, "patience": None}, per_target=True, control=None)
+    shallow = ModelSpec("popularity", control=None)
+    found = compare(dataclasses.replace(recipe, models=(shallow, line)), tmp_path, events=world.events, say=lambda _: None)
+    folder = found.parts["dnn", "per-target"][1]
+    choices = storage.read_json(folder / "part.json")["choices"]
+    assert [(c["domains"], c["targets"]) for c in choices] == [(None, [0]), (None, [1])]
+    kept, dataset = Scores.load(folder / "test.parquet").frame, Dataset.load(next(tmp_path.glob("data/*/train")))
+    for d, name in enumerate(("big", "tiny")):
+        how = How(**{**QUICK, "epochs": 4}, patience=None, seed=1, targets=(d,))
+        model = build("dnn", dataset.schema, {"dim": 4, "hidden": [8]}, seed=1)
+        run = fit(model, dataset, get_task("ctr"), how)
+        log = [json.loads(line) for line in (folder / f"run-{name}" / "log.jsonl").read_text().splitlines()]
+        assert [set(entry["metrics"]["auc"]) for entry in log] == [{name, "all"}] * 4
+        assert choices[d]["epochs"] == run.best.epoch + 1 == 1 + int(np.argmax([entry["metrics"]["auc"][name] for entry in log]))
+        mine = score(run.model, dataset, "test", task=get_task("ctr"), how=how, domains=(d,)).frame
+        assert kept.filter(pl.col("domain") == name).equals(mine)
+    assert set(found.ledger.frame.filter(pl.col("model") == "dnn")["against"]) == {"shallow"}
+
+
+def test_a_grid_per_target_is_chosen_for_each_target(world: World, recipe: Recipe, tmp_path: Path) -> None:
+    line = ModelSpec("dnn", args={"dim": 4}, grid={"hidden": [[2], [8]]}, per_target=True)
+    chosen = dataclasses.replace(recipe, models=(line,), seeds=(0,))
+    found = compare(chosen, tmp_path, events=world.events, say=lambda _: None)
+    for name, choice in zip(("big", "tiny"), storage.read_json(found.parts["dnn", "per-target"][0] / "part.json")["choices"], strict=True):
+        values = [storage.read_json(tmp_path / f"parts/dnn/per-target/0/run-{name}-{i}/result.json")["best"]["value"] for i in (0, 1)]
+        assert choice["point"] == {"hidden": [[2], [8]][int(np.argmax(values))]}
+    assert {(r["model"], r["reference"]) for r in found.ledger.frame.iter_rows(named=True)} == {("dnn", "dnn (single-domain)")}
+
+
+def test_models_show_their_insides_once(tmp_path: Path) -> None:
+    """The first seed of joint networks; one look per training; kept in the part's folder."""
+    world = make_world(("a", "b"), users=60, items=40, events=900, label="implicit", seed=2)
+    small = {"dim": 4, "hidden": [8]}
+    models = (
+        ModelSpec("popularity", control=None),
+        ModelSpec("adi", args=small),
+        ModelSpec("adi", "adi per target", small, per_target=True, control="adi (single-domain)"),
+    )
+    recipe = Recipe("x", "frame", models, task="retrieval", seeds=(0, 1), fit={**QUICK, "epochs": 1}, resamples=200)
+    found = compare(recipe, tmp_path, events=world.events, say=lambda _: None)
+    assert sorted(str(p.parent.relative_to(tmp_path / "parts")) for p in tmp_path.rglob("insights.json")) == [
+        "adi/joint/0",
+        next(str(p.relative_to(tmp_path / "parts")) for p in tmp_path.glob("parts/adi_per_target-*/per-target/0")),
+    ]
+    seen = recall(tmp_path).insights()
+    assert [i.name for i in seen["adi"]] == ["adaptation_user", "adaptation_item"]
+    assert [i.name for i in seen["adi per target"]] == [f"adaptation_{side}-{d}" for d in "ab" for side in ("user", "item")]
+    assert "target b" in seen["adi per target"][-1].title
+    assert {row["domain"] for row in seen["adi"][1].rows} == {"a", "b"}
+    against = {(r["model"], r["reference"]) for r in found.ledger.frame.iter_rows(named=True) if r["against"] == "control"}
+    assert against == {("adi", "adi (single-domain)"), ("adi per target", "adi (single-domain)")}
+    page = write_page(found, tmp_path / "report.html").read_text()
+    assert page.count("Adaptation weights, item tower") == 2 * 3  # its caption and its label for screen readers
+
+
+def test_a_paper_is_held_beside_ours(world: World, recipe: Recipe, tmp_path: Path) -> None:
+    values = {"popularity": {"big": 0.01, "tiny": 0.99}, "dnn (single-domain)": {"tiny": 0.5}}
+    paper = Paper("Somebody & others, Table 3", "auc", values, "made up")
+    mine = dataclasses.replace(recipe, paper=paper, seeds=(0,))
+    found = compare(mine, tmp_path, events=world.events, say=lambda _: None)
+    assert found.paper is not None
+    measured = found.measures.filter((pl.col("metric") == "auc") & (pl.col("part") == "test") & (pl.col("state") == "all"))
+    ours = {(model, domain): value for model, domain, value in measured.select("model", "domain", "value").iter_rows()}
+    for row in found.paper.iter_rows(named=True):
+        assert row["ours"] == pytest.approx(ours[row["model"], row["domain"]], abs=1e-12)
+    assert found.paper.select("model", "domain", "verdict").rows()[:2] == [("popularity", "big", "above"), ("popularity", "tiny", "below")]
+    page = write_page(recall(tmp_path), tmp_path / "report.html").read_text()
+    assert "Somebody &amp; others, Table 3" in page
+    said = sentences(found.paper)
+    assert said[0].startswith("popularity: above the paper in big")
+    for sentence in said:
+        assert sentence in page
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_report(found, console)
+    console.file.close()
+    text = console.export_text()
+    for expected in (*said, "made up"):
+        assert expected in text
+    with pytest.raises(ConfigError, match="did you mean 'tiny'"):
+        compare(
+            dataclasses.replace(mine, paper=dataclasses.replace(paper, values={"dnn": {"tinny": 0.5}})),
+            tmp_path / "other",
+            events=world.events,
+            say=lambda _: None,
+        )
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
+    paper = Paper("t", "auc", {"dnn": {"tiny": 0.5}}, "n")
+    whole = dataclasses.replace(recipe, paper=paper, metrics=("auc",), models=(*recipe.models, ModelSpec("mmoe", per_target=True)))
+    assert Recipe.from_dict(json.loads(json.dumps(dataclasses.asdict(whole)))) == whole
+    assert Recipe.from_dict(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_only_some_lines_bring_their_controls_and_the_papers_values() -> None:
+    models = (
+        ModelSpec("dnn", "a"),
+        ModelSpec("dnn", "b", per_target=True, control="a (single-domain)"),
+        ModelSpec("dnn", "c", control="b"),
+        ModelSpec("popularity", control=None),
+    )
+    paper = Paper("t", "auc", {"a (single-domain)": {"s": 0.5}, "popularity": {"s": 0.5}})
+    whole = Recipe("x", "table", models, metrics=("auc",), paper=paper)
+    left = whole.only(["c"])
+    assert [m.label for m in left.models] == ["a", "b", "c"]
+    assert left.paper is not None
+    assert list(left.paper.values) == ["a (single-domain)"]
+    assert [m.label for m in whole.only(["popularity"]).models] == ["popularity"]
+    with pytest.raises(ConfigError, match="did you mean 'popularity'"):
+        whole.only(["populrity"])
+    with pytest.raises(ConfigError, match="has control 'b'"):
+        Recipe("x", "table", (ModelSpec("dnn", "b", control="b"),))
+
+
 def test_finished_parts_are_not_run_again_and_changed_ones_are(comparison: Comparison, recipe: Recipe, world: World) -> None:
     said: list[str] = []
     again = compare(recipe, comparison.folder, events=world.events, say=said.append)
@@ -104,6 +227,7 @@ def test_a_folder_without_a_comparison(tmp_path: Path) -> None:
         ({"models": (ModelSpec("dnm"),)}, "did you mean 'dnn'"),
         ({"fit": {"epoch": 3}}, "did you mean 'epochs'"),
         ({"fit": {"seed": 3}}, "seeds = "),
+        ({"fit": {"targets": [0]}}, "per_target"),
         ({"task": "rating"}, "'click' labels"),
         ({"split": "given"}, "brings none"),
         ({"split": "leave_first"}, "did you mean 'leave_last'"),

@@ -15,7 +15,7 @@ from isthmus.errors import SourceError
 from isthmus.experiment import Comparison
 from isthmus.measure import ALL
 from isthmus.models import get_model
-from isthmus.parts import grid_points, groups
+from isthmus.parts import groups
 from isthmus.recipe import JOINT, SINGLE, ModelSpec
 from isthmus.report.figures import bare, plain, svg
 
@@ -107,7 +107,7 @@ def _draw(panels: Sequence[tuple[str, pl.DataFrame]], colors: dict[str, str]) ->
 
 
 def _line(comparison: Comparison, spec: ModelSpec, scope: str, by_seed: dict[int, Path]) -> pl.DataFrame:
-    rows = [(*row, seed) for seed, folder in by_seed.items() for row in _part(comparison, spec.grid, scope, folder)]
+    rows = [(*row, seed) for seed, folder in by_seed.items() for row in _part(comparison, scope, folder)]
     keys = ["kind", "name", "domain", "epoch"]
     frame = pl.DataFrame(rows, schema={**{k: SCHEMA[k] for k in (*keys, "value")}, "seed": pl.Int64}, orient="row")
     means = frame.group_by(keys, maintain_order=True).agg(pl.col("value").mean(), pl.len().alias("seeds"))
@@ -115,18 +115,19 @@ def _line(comparison: Comparison, spec: ModelSpec, scope: str, by_seed: dict[int
     return means.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
 
 
-def _part(comparison: Comparison, grid: dict[str, list[Any]], scope: str, folder: Path) -> Iterator[tuple[str, str, str, int, float]]:
+def _part(comparison: Comparison, scope: str, folder: Path) -> Iterator[tuple[str, str, str, int, float]]:
     """(kind, name, domain, epoch, value) of the runs chosen on validation."""
     choices = storage.read_json(folder / "part.json")["choices"]
     for group, choice in zip(groups(scope, comparison.schema.domain_names), choices, strict=True):
-        number = list(grid_points(grid)).index(choice["point"]) if grid else None
+        if "run" not in choice:  # an older version's part: it did not say which run was chosen
+            continue
         own = ALL if scope == JOINT else str(group.domain)
-        for epoch, entry in enumerate(_log(folder / group.folder("run", number)), 1):
+        for epoch, entry in enumerate(_log(folder / choice["run"]), 1):
             for name, value in entry["losses"].items():
                 yield "loss", name, own, epoch, value
             for name, values in entry["metrics"].items():
                 for domain, value in values.items():
-                    if domain == own or (scope == JOINT and domain != ALL):
+                    if domain != ALL and (scope == JOINT or domain == own):
                         yield "metric", name, domain, epoch, value
 
 
