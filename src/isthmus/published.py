@@ -56,9 +56,9 @@ def against_paper(
         level: 1 - level is the chance of a wrong "above" or "below" anywhere in a family.
 
     Returns:
-        One row per value of the paper, in the order of the entries: model, domain ("all": the average), metric, paper, ours, low and high (95 % interval over
-        users), spread (standard deviation over seeds, null with one), seeds, difference (ours - paper), p, p_holm, verdict
-        ("above": our number is higher and chance does not explain it; "below"; "undecided"), note.
+        One row per value of the paper, in the order of the entries: model, domain ("all": the average), metric, paper, ours, low
+        and high (95 % interval over users), spread (standard deviation over seeds, null with one), seeds, difference (ours -
+        paper), p, p_holm, verdict ("above": our number is higher and chance does not explain it; "below"; "undecided"), note.
 
     Raises:
         ConfigError: a domain or entry that there is not; names the nearest one.
