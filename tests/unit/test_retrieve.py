@@ -269,3 +269,13 @@ def test_recommendations_come_from_the_same_place() -> None:
     again = rec.recommend("u3", "x", k=20, items=some[::-1])
     assert dict(again.iter_rows()) == pytest.approx(dict(found[:20].iter_rows()), abs=1e-5)
     assert set(rec.recommend("u3", "x", k=500, exclude_seen=False)["item"]) == set(shown)
+
+
+def test_what_happens_at_the_moment_is_not_seen_yet(data: Dataset) -> None:
+    events = frame().filter(pl.col("domain") == "x")
+    user, time = data.user_vocabulary.encode(events["user"]), events["time"].to_numpy()
+    found = retrieve(Dot(data.schema), data, user, 0, k=200, time=time)
+    code = data.item_vocabulary.encode(events["item"])
+    before = events.select((pl.int_range(pl.len()).over("user", "item") > 0).alias("before"))["before"].to_numpy()
+    assert ((found.item == code[:, None]).any(1) == ~before).all()
+    assert before.any()
