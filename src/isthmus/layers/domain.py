@@ -159,7 +159,7 @@ class DomainBatchNorm(nn.Module):
         var = torch.zeros_like(self.running_var).index_add(0, domain, (x - mean[domain]).square()) / n
         own = count[:, None] > 1
         with torch.no_grad():
-            step = self.momentum * own
+            step = (self.momentum * own).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean, step)
             self.running_var.lerp_(var * n / (n - 1).clamp_min(1), step)  # unbiased, as in torch
         return torch.where(own, mean, self.running_mean), torch.where(own, var, self.running_var)
