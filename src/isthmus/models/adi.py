@@ -110,6 +110,8 @@ class ADI(Retriever):
             raise ConfigError(came, "shared >= 1, a hidden layer, 0 <= portion <= 1, growth >= 0", "correct the one out of range")
         if fusion == "network_mul" and shared != 1:
             raise ConfigError(f"fusion 'network_mul' with {shared} shared networks", "one (eq. 16)", "set shared=1, or another fusion")
+        if fusion == "network_mul" and placement == "per_network" and adaptation != "none":
+            raise ConfigError("adaptation per network in 'network_mul'", "one network per domain (eq. 16)", "set placement='per_domain'")
         domains = len(schema.domains)
 
         def tower(fields: int, width: int) -> nn.Module:
@@ -182,9 +184,12 @@ class ADI(Retriever):
         none = batch.user.new_zeros(0)
         return torch.cat([none, *chosen]), torch.cat([none, *target])
 
-    @torch.no_grad()
     def insights(self, dataset: Dataset) -> list[Insight]:
         """Figure 5: the adaptation layer's mean weight of every field in every domain, for both towers."""
+        with torch.no_grad(), _frozen(self):
+            return self._adaptation(dataset)
+
+    def _adaptation(self, dataset: Dataset) -> list[Insight]:
         from isthmus.data.batches import Plan, batches
 
         rows: dict[str, list[dict[str, float | str]]] = {"user": [], "item": []}
@@ -222,7 +227,7 @@ def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     item = batch.item[:, 0]
     terms = {"loss": pool_softmax(user, item, batch.offsets, vectors, pool, vectors[pool.own], batch.weight)}
     rows, domain = model.pseudo_rows(batch)
-    ranked = torch.tensor(pool.offsets, device=rows.device).diff() > 0  # a domain without rows in this batch has no candidates
+    ranked = torch.tensor(pool.offsets, device=rows.device).diff() > 1  # no row in this batch, or one alone: nothing to compare with
     rows, domain = rows[ranked[domain]], domain[ranked[domain]]
     if not len(rows):
         return {**terms, "pseudo": user.sum() * 0}
@@ -230,7 +235,8 @@ def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     with _frozen(model):
         user, positive = model.user_vector(other), model.item_vector(other.item[:, 0], domain)
     pseudo = pool_softmax(user, other.item[:, 0], other.offsets, vectors, pool, positive, other.weight)
-    return {**terms, "pseudo": pseudo * (len(rows) / len(batch))}
+    share = len(rows) / len(batch) if batch.weight is None else batch.weight[rows].sum() / batch.weight.sum().clamp_min(1e-12)
+    return {**terms, "pseudo": pseudo * share}
 
 
 @contextmanager
