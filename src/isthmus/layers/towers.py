@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from isthmus.batch import Batch, Needs
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.table import Table
-from isthmus.schema import PADDING, Schema
+from isthmus.schema import PADDING, Field, Schema
 
 Make = Callable[[int, int], nn.Module]  # (fields, dim) -> a network: (N, fields, dim), offsets -> (N, dim)
 NEEDS = Needs(history=True, cross_history=True, context=True)
@@ -65,10 +65,11 @@ class Towers(nn.Module):
         self.chosen = self.items if tied or not history else EntityFields(schema.item, dim, id_dropout=0.0)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.user_domain, self.item_domain = (Table(self.domains + 1, dim, std=0.01) for _ in range(2))
-        users = (["id"] if user_id else []) + [f.name for f in schema.user.fields]
-        items = ["id", *(f.name for f in schema.item.fields)]
+        users = (["id"] if user_id else []) + _names(schema.user.fields)
+        items = ["id", *_names(schema.item.fields)]
+        context = [f.name for f in sorted(schema.context, key=lambda f: f.kind == "numeric")]  # as ContextFields puts them
         past = [f"{kind} {name}" for kind in ("history", "elsewhere") for name in items] if history else []
-        self.user_names = (*users, "domain", *(f.name for f in schema.context), *past)
+        self.user_names = (*users, "domain", *context, *past)
         self.item_names = (*items, "domain")
         self.user_tower = make(len(self.user_names), dim)
         self.item_tower = make(len(self.item_names), dim)
@@ -99,7 +100,7 @@ class Towers(nn.Module):
 
     def item(self, item: Tensor, domain: Tensor) -> Tensor:
         """Codes and domains (...), in any order -> (..., dim) item vectors."""
-        codes, owner = item.flatten(), domain.flatten()
+        codes, owner = item.flatten(), domain.flatten().contiguous()
         order = None if bool((owner[1:] >= owner[:-1]).all()) else owner.argsort(stable=True)
         if order is not None:
             codes, owner = codes[order], owner[order]
@@ -119,6 +120,11 @@ class Towers(nn.Module):
         if self.training and self.history_dropout > 0:
             ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.history_dropout, PADDING)
         return self.chosen.mean(ids) * (ids != PADDING).sum(1).to(torch.float32).sqrt()[:, None, None]
+
+
+def _names(fields: Sequence[Field]) -> list[str]:
+    """In the order of ``EntityFields``: by kind."""
+    return [f.name for f in sorted(fields, key=lambda f: ("categorical", "multi", "numeric").index(f.kind))]
 
 
 class Residual(nn.Module):
