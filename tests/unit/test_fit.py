@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -229,6 +230,17 @@ def test_one_domain_alone(data: Dataset) -> None:
 
 
 # Stages
+
+
+def test_targets_choose_the_epoch_and_nothing_else(data: Dataset) -> None:
+    every, one = (fit(small(data), data, CTR, dataclasses.replace(HOW, targets=t)) for t in (None, (1,)))
+    for a, b in zip(every.log, one.log, strict=True):
+        assert a["losses"] == b["losses"], "training does not depend on who is watched"
+        name = data.schema.domain_names[1]
+        assert set(b["metrics"]["auc"]) == {name, "all"}
+        assert b["metrics"]["auc"]["all"] == b["metrics"]["auc"][name] == pytest.approx(a["metrics"]["auc"][name])
+    values = [entry["metrics"]["auc"]["all"] for entry in one.log]
+    assert one.best.epoch == values.index(max(values))
 
 
 def test_stages_train_their_own_weights_on_their_own_domains(data: Dataset) -> None:
@@ -516,6 +528,12 @@ def test_what_does_not_go_together_is_refused_before_training(data: Dataset, tmp
         fit(small(data), data, CTR, How(monitor="acu"))
     with pytest.raises(ConfigError, match="domain index 2"):
         fit(small(data), data, CTR, How(domains=(2,)))
+    with pytest.raises(ConfigError, match="domain index 5"):
+        fit(small(data), data, CTR, How(targets=(5,)))
+    with pytest.raises(ConfigError, match="retriever"):
+        fit(small(data), data, CTR, How(sampler="in_batch"))
+    with pytest.raises(ConfigError, match="did you mean 'in_batch'"):
+        How(sampler="inbatch")
     with pytest.raises(ConfigError, match="without a folder"):
         fit(small(data), data, CTR, How(tensorboard=True))
     with pytest.raises(ConfigError, match="plain values"):

@@ -139,6 +139,32 @@ def test_rates_of_the_tables() -> None:
     assert adam[0].param_groups[0]["lr"] == pytest.approx(4e-3)
 
 
+def test_decay_of_tables_reaches_touched_rows_of_large_ones_and_all_of_small_ones() -> None:
+    net = _Net()
+    found, _ = optimisers(net, 0.5, table_lr=0.1, table_decay=0.5)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    net.large.weight.grad = torch.sparse_coo_tensor(torch.tensor([[5]]), torch.zeros(1, 4), (1000, 4), check_invariants=False)
+    for optimiser in found:
+        optimiser.step()
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"large.weight", "small.weight"}
+    torch.testing.assert_close(net.large.weight.data[5], before["large.weight"][5] * (1 - 0.1 * 0.5))
+    torch.testing.assert_close(net.large.weight.data[6:], before["large.weight"][6:], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(net.small.weight.data, before["small.weight"] * (1 - 0.5 * 0.5))
+    with pytest.raises(ConfigError, match="decay"):
+        optimisers(net, 0.5, table_optimiser="adam", table_decay=0.5)
+
+
+def test_dense_tables_have_a_rate_of_their_own() -> None:
+    net = _Net()
+    (only,), _ = optimisers(net, 1e-3, table_lr=0.25, table_optimiser="dense", table_decay=0.5)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in only.param_groups for p in g["params"]}
+    assert rates[id(net.large.weight)] == rates[id(net.small.weight)] == (0.25, 0.5)
+    assert rates[id(net.linear.weight)] == (1e-3, 0.0)
+
+
 def test_frozen_weights_are_left_out() -> None:
     net = _Net()
     net.large.weight.requires_grad_(False)

@@ -30,7 +30,6 @@ class Tower(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.placement, self.residual = placement, residual
         width, last = fields * dim, hidden[-1]
 
         def adapt(copies: int) -> nn.Module | None:
@@ -53,6 +52,7 @@ class Tower(nn.Module):
             self.share = nn.Linear(dim, shared)  # W_shared^k and b_shared^k of eq. 8
         self.f_domain = nn.Parameter(torch.randn(domains, dim) * 0.1)
         self.forward_network = DomainLinear(domains, 3 * last if fusion == "concat" else last, dim)
+        self.gate = nn.Parameter(torch.zeros(())) if residual else None  # starts as the sum of the fields
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N, fields, dim) -> (N, dim)."""
@@ -68,7 +68,7 @@ class Tower(nn.Module):
             common = (alpha[:, :, None] * torch.stack(each, 1)).sum(1)  # eq. 9
             fused = self.fusion(spec, common, self.f_domain, domain)
         out = self.forward_network(fused, offsets)  # eq. 18
-        return out + x.sum(1) if self.residual else out
+        return out if self.gate is None else self.gate * out + x.sum(1)
 
     def adaptation_weights(self, x: Tensor, offsets: Sequence[int]) -> Tensor | None:
         """(N, fields) how much of each field passes: alpha of eq. 23 and 25, or the mean W of eq. 22."""

@@ -109,7 +109,7 @@ def optimisers(
     Args:
         model: its ``Table`` modules with sparse gradients are the large tables.
         lr: rate of Adam(W) for everything else, small tables included.
-        table_lr: rate for large tables; None: 4e-2 for row-wise Adagrad, 4 x lr for lazy Adam.
+        table_lr: rate for large tables, with ``dense`` for all; None: 4e-2 for row-wise Adagrad, 4 x lr for lazy Adam, lr for ``dense``.
         table_optimiser: ``auto`` and ``adagrad``: row-wise Adagrad; ``adam``: lazy Adam (torch's SparseAdam);
             ``dense``: every table dense with Adam.
         weight_decay: decoupled; reaches matrices alone: no table, bias or norm.
@@ -128,7 +128,8 @@ def optimisers(
         hint = nearest(table_optimiser, TABLE_OPTIMISERS)
         raise ConfigError(f"table optimiser {table_optimiser!r}", f"one of {TABLE_OPTIMISERS}", hint)
     if table_lr is None:
-        table_lr = LAZY_ADAM_FACTOR * lr if table_optimiser == "adam" else TABLE_LR
+        table_lr = {"adam": LAZY_ADAM_FACTOR * lr, "dense": lr}.get(table_optimiser, TABLE_LR)
+    dense_lr = table_lr if table_optimiser == "dense" else lr
     wanted = {id(p) for p in (model.parameters() if weights is None else weights) if p.requires_grad}
     tables: dict[int, nn.Parameter] = {}
     lines: list[str] = []
@@ -137,7 +138,7 @@ def optimisers(
             if table_optimiser == "dense":
                 module.sparse = False
             rows, dim = module.weight.shape
-            kind = f"{_KIND[table_optimiser].__name__}, lr {table_lr:g}" if module.sparse else f"dense with the rest, lr {lr:g}"
+            kind = f"{_KIND[table_optimiser].__name__}, lr {table_lr:g}" if module.sparse else f"dense with the rest, lr {dense_lr:g}"
             lines.append(f"table {name}: {rows:,} x {dim}, {kind}")
             if module.sparse:
                 tables[id(module.weight)] = module.weight
@@ -147,18 +148,20 @@ def optimisers(
         decay = {"weight_decay": table_decay} if table_decay else {}
         found.append(_KIND[table_optimiser](list(tables.values()), lr=table_lr, **decay))
     if rest:
-        found.append(_for_rest(model, rest, lr, weight_decay, table_decay))
+        found.append(_for_rest(model, rest, lr, weight_decay, {"lr": dense_lr, "weight_decay": table_decay}))
         lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, AdamW, lr {lr:g}, weight decay {weight_decay:g}")
     return found, lines
 
 
-def _for_rest(model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float, table_decay: float) -> torch.optim.Optimizer:
-    """AdamW, in groups by decay: matrices, dense tables, and all that does not decay."""
+def _for_rest(
+    model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float, table: dict[str, float]
+) -> torch.optim.Optimizer:
+    """AdamW, in groups: matrices, dense tables with settings of their own, and all that does not decay."""
     matrices = {id(p) for p in _matrices(model)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
     groups = [
         {"params": [p for p in weights if id(p) in matrices], "weight_decay": weight_decay},
-        {"params": [p for p in weights if id(p) in tables], "weight_decay": table_decay},
+        {"params": [p for p in weights if id(p) in tables], **table},
         {"params": [p for p in weights if id(p) not in matrices | tables], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=weights[0].device.type in ("cpu", "cuda"))

@@ -128,7 +128,7 @@ def _names(fields: Sequence[Field]) -> list[str]:
 
 
 class Residual(nn.Module):
-    """A network over flattened fields; its output is added to the sum of the fields.
+    """A network over flattened fields; its output is added to the sum of the fields, through a gate that starts at 0.
 
     The sums alone are a factorisation machine between the two sides; the network learns what they miss.
 
@@ -139,9 +139,10 @@ class Residual(nn.Module):
 
     def __init__(self, network: nn.Module, residual: bool = True) -> None:
         super().__init__()
-        self.network, self.residual = network, residual
+        self.network = network
+        self.gate = nn.Parameter(torch.zeros(())) if residual else None
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N, fields, dim) -> (N, dim)."""
         out = self.network(x.flatten(1), offsets)
-        return out + x.sum(1) if self.residual else out
+        return out if self.gate is None else self.gate * out + x.sum(1)
