@@ -108,7 +108,7 @@ class Towers(nn.Module):
         vector = self.item_tower(self.item_fields(codes, owner), offsets)
         if order is not None:
             vector = torch.empty_like(vector).index_copy(0, order, vector)
-        vector = vector.view(*item.shape, -1)
+        vector = vector.view(*item.shape, vector.shape[-1])
         return vector if self.temperature is None else F.normalize(vector, dim=-1)
 
     def _past(self, ids: Tensor | None) -> Tensor:
