@@ -6,8 +6,8 @@ this form.
 
     u = f(user's fields and histories),   v = f'(item's fields),   score = u . v        (f and f': one kind of network)
 
-Both sides know the domain: by its embedding among the fields (see ``Towers``), and by the network's own parts.  A domain
-can only show an item through the item network's part for that domain, so an item has a vector per domain.
+Both sides know the domain: by its embedding among the fields (see ``Towers``), and by what the network has of each domain's
+own.  So an item has a vector for each domain.
 
 Deviations: ``residual`` adds the sum of the fields to each side's output (the papers: False), and histories are read.
 Trained on one domain, ``dnn`` is the papers' single-domain DNN.
