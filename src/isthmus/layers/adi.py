@@ -49,8 +49,8 @@ class Tower(nn.Module):
             self.shared = nn.ModuleList(network(1) for _ in range(shared))
             self.spec = network(domains)
             self.fusion = (Concat if fusion == "concat" else Sum)(domains, dim, last)
-            self.share = nn.Linear(dim, shared)  # W_shared^k and b_shared^k of eq. 8
-        self.f_domain = nn.Parameter(torch.randn(domains, dim) * 0.1)
+            self.share = nn.Linear(dim, shared) if shared > 1 else None  # W_shared^k and b_shared^k of eq. 8
+            self.f_domain = nn.Parameter(torch.randn(domains, dim) * 0.1)
         self.forward_network = DomainLinear(domains, 3 * last if fusion == "concat" else last, dim)
         self.gate = nn.Parameter(torch.zeros(())) if residual else None  # starts as the sum of the fields
 
@@ -64,8 +64,10 @@ class Tower(nn.Module):
             spec = self.spec(self._adapted(self.adapt_spec, x, offsets).flatten(1), offsets)  # eq. 10
             each = [n(self._adapted(self._shared_adapt(k), x, offsets).flatten(1), offsets) for k, n in enumerate(self.shared)]
             domain = domain_of(offsets, x.device)
-            alpha = self.share(self.f_domain).softmax(-1)[domain]  # eq. 8
-            common = (alpha[:, :, None] * torch.stack(each, 1)).sum(1)  # eq. 9
+            common = each[0]
+            if self.share is not None:
+                alpha = self.share(self.f_domain).softmax(-1)[domain]  # eq. 8
+                common = (alpha[:, :, None] * torch.stack(each, 1)).sum(1)  # eq. 9
             fused = self.fusion(spec, common, self.f_domain, domain)
         out = self.forward_network(fused, offsets)  # eq. 18
         return out if self.gate is None else self.gate * out + x.sum(1)
