@@ -94,8 +94,10 @@ def _draw(panels: Sequence[tuple[str, pl.DataFrame]], colors: dict[str, str]) ->
     for axes, (title, frame) in zip(grid, panels, strict=False):
         for (model, alone), rows in frame.group_by("model", "alone", maintain_order=True):
             seen[str(model)] = style = "dashed" if alone else "solid"
-            rows, color = rows.sort("epoch"), colors[_base(str(model))]
-            axes.plot(rows["epoch"], rows["value"], linestyle=style, color=color, linewidth=0.9 if alone else 1.6, marker=".", markersize=3)
+            rows, label = rows.sort("epoch"), _base(str(model))
+            number = list(colors).index(label)
+            width = 0.9 if alone else 1.2 + 1.6 * (1 - number / len(colors))  # of equal curves both stay visible
+            axes.plot(rows["epoch"], rows["value"], linestyle=style, color=colors[label], linewidth=width, marker=".", markersize=3)
         axes.set_title(plain(title), fontsize=9, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         bare(axes, "y")

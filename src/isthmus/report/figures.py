@@ -68,7 +68,7 @@ def beside_paper(frame: pl.DataFrame) -> dict[str, str]:
 def _models(axes: Axes, names: list[str]) -> None:
     """One line per model, from the top."""
     axes.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     bare(axes, "x")
 
 

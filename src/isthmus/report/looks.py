@@ -48,15 +48,20 @@ def _heatmap(figure: Figure, axes: Axes, insight: Insight) -> None:
         for (y, x), value in np.ndenumerate(cells):
             if not np.isnan(value):
                 shade = float(drawn.norm(float(value)))  # type: ignore[arg-type]
-                dark = shade > 0.6 if low >= 0 or high <= 0 else abs(shade - 0.5) > 0.3
+                dark = shade > 0.5 if low >= 0 or high <= 0 else abs(shade - 0.5) > 0.3
                 axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
-    axes.set_xticks(np.arange(len(xs)) + 0.5, [plain(str(x)) for x in xs], fontsize=8, rotation=45 if len(xs) > 6 else 0)
+    axes.set_xticks(np.arange(len(xs)) + 0.5, [plain(str(x)) for x in xs], fontsize=8, **_slanted(xs))
     axes.set_yticks(np.arange(len(ys)) + 0.5, [plain(str(y)) for y in ys], fontsize=8)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
     figure.colorbar(drawn, ax=axes, label=plain(insight.value)).ax.tick_params(labelsize=8)
+
+
+def _slanted(names: list[Any]) -> dict[str, Any]:
+    """Many names, or long ones, are written aslant."""
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(names) > 6 or max(len(str(n)) for n in names) > 9 else {}
 
 
 def _series(insight: Insight) -> dict[str, list[dict[str, Any]]]:
@@ -73,7 +78,7 @@ def _bars(figure: Figure, axes: Axes, insight: Insight) -> None:
     for number, (name, rows) in enumerate(series.items()):
         at = [xs.index(row[insight.x]) + (number - (len(series) - 1) / 2) * width for row in rows]
         axes.bar(at, [row[insight.value] for row in rows], width * 0.92, color=f"C{number % 10}", label=plain(name))
-    axes.set_xticks(range(len(xs)), [plain(str(x)) for x in xs], rotation=45 if len(xs) > 6 else 0)
+    axes.set_xticks(range(len(xs)), [plain(str(x)) for x in xs], **_slanted(xs))
     _dress(figure, axes, insight.x, insight.value, named=len(series) > 1)
 
 
