@@ -121,7 +121,7 @@ def test_both_towers_are_the_network_asked_for(dataset: Dataset) -> None:
         assert any(isinstance(m, DomainBatchNorm) for m in side.modules())
 
 
-def test_a_residual_tower_is_the_network_plus_the_sum_of_the_fields(dataset: Dataset) -> None:
+def test_a_residual_tower_is_the_sum_of_the_fields_and_the_network_through_a_gate(dataset: Dataset) -> None:
     plain, residual = (build("two_tower", dataset.schema, {"network": "ple", "residual": r}, seed=0).eval() for r in (False, True))
     for model in (plain, residual):
         fill_tables(model, dataset)
@@ -129,10 +129,10 @@ def test_a_residual_tower_is_the_network_plus_the_sum_of_the_fields(dataset: Dat
     assert isinstance(residual, TwoTower)
     item, domain = torch.tensor([3, 5, 2]), torch.tensor([0, 1, 1])
     with torch.no_grad():
-        for gate in (p for name, p in residual.named_parameters() if name.endswith("gate")):
-            gate.fill_(1.0)
         fields: Tensor = plain.towers.item_fields(item, domain)
-        torch.testing.assert_close(residual.item_vector(item, domain), plain.item_vector(item, domain) + fields.sum(1))
+        torch.testing.assert_close(residual.item_vector(item, domain), fields.sum(1))  # its start
+        residual.towers.item_tower.gate.fill_(0.5)  # type: ignore[union-attr]
+        torch.testing.assert_close(residual.item_vector(item, domain), 0.5 * plain.item_vector(item, domain) + fields.sum(1))
 
 
 def test_unknown_networks_and_hyper_parameters_are_answered_with_the_nearest(dataset: Dataset) -> None:

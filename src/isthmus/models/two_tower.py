@@ -9,7 +9,8 @@ this form.
 Both sides know the domain: by its embedding among the fields (see ``Towers``), and by what the network has of each domain's
 own.  So an item has a vector for each domain.
 
-Deviations: ``residual`` adds the sum of the fields to each side's output (the papers: False), and histories are read.
+Deviations: with ``residual`` each side's output is the sum of its fields, and the network's output is added through a gate
+that starts at 0 (the papers: False, the network's output alone); histories are read.
 Trained on one domain, ``dnn`` is the papers' single-domain DNN.
 """
 
@@ -36,7 +37,7 @@ class TwoTower(Retriever):
             ``isthmus.layers.networks``.
         network_args: the network's own hyper-parameters, such as ``{"experts": 8}``; those left out, its defaults.
         dim: width of a field's vector and of both towers' output.
-        residual: add the sum of the fields to each tower's output.
+        residual: add the network's output to the sum of the fields, through a gate; False: the network's output alone.
         user_id, history, tied, id_dropout, history_dropout, temperature: see ``isthmus.layers.towers.Towers``.
 
     Raises:
