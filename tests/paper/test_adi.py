@@ -48,7 +48,9 @@ def mixed(fusion: str, shared: int, **more: Any) -> Tower:
     for k in range(shared):
         put(tower, **{f"shared__{k}__layers__0__weight": [[[1.0, 3.0, 5.0][k]]], f"shared__{k}__layers__0__bias": [0.0]})
     put(tower, spec__layers__0__weight=[10.0, 1.0], spec__layers__0__bias=[0.0, 1.0], f_domain=[1.0, 2.0])
-    put(tower, share__weight=[0.0, LOG3, math.log(4)][:shared], share__bias=[0.0] * shared, **more)
+    if shared > 1:
+        put(tower, share__weight=[0.0, LOG3, math.log(4)][:shared], share__bias=[0.0] * shared)
+    put(tower, **more)
     return tower
 
 
@@ -56,9 +58,8 @@ def mixed(fusion: str, shared: int, **more: Any) -> Tower:
 def test_shared_networks_are_mixed_by_the_domain_and_summed_with_its_own(shared: int, a: float, b: float) -> None:
     """Eq. 8-10, 14, 15, 18.  alpha: softmax of (0, log 3, log 4) * f: (1, 3, 4) / 8 in a, (1, 9, 16) / 26 in b."""
     # gates: sigmoid(0) = 1/2 in a, sigmoid(log 3) = 3/4 in b;  FC: 2 f + 1 in a, 10 f in b
-    gates = {"fusion__gate": [0.0, 0.5], "fusion__bias": [0.0], "forward_network__weight": [2.0, 10.0], "forward_network__bias": [1.0, 0.0]}
-    tower = mixed("sum", shared, **gates)
-    tower.fusion.load_state_dict({"gate": torch.tensor([[0.0], [LOG3 / 2]]), "bias": torch.zeros(1)})
+    forward = {"forward_network__weight": [2.0, 10.0], "forward_network__bias": [1.0, 0.0]}
+    tower = mixed("sum", shared, fusion__gate=[0.0, LOG3 / 2], fusion__bias=[0.0], **forward)
     assert of_two(tower) == pytest.approx([2 * (20 + a) / 2 + 1, 10 * (0.75 * 3 + 0.25 * b)])
     put(tower, fusion__bias=[LOG3])  # shared by both domains: sigmoid(log 3) = 3/4 in a, sigmoid(2 log 3) = 9/10 in b
     assert of_two(tower) == pytest.approx([2 * (0.75 * 20 + 0.25 * a) + 1, 10 * (0.9 * 3 + 0.1 * b)])
@@ -216,7 +217,9 @@ class Paper:
 
     def fuse(self, spec: np.ndarray, each: list[np.ndarray], d: int) -> np.ndarray:
         f = self.w["f_domain"][d]
-        power = [math.exp(w @ f + b) for w, b in zip(self.w["share.weight"], self.w["share.bias"], strict=True)]
+        power = [1.0]
+        if len(each) > 1:
+            power = [math.exp(w @ f + b) for w, b in zip(self.w["share.weight"], self.w["share.bias"], strict=True)]
         shared = sum(p / sum(power) * e for p, e in zip(power, each, strict=True))  # eq. 8, 9
         if self.set["fusion"] == "sum":
             alpha = sigmoid(self.w["fusion.gate"][d] @ f + self.w["fusion.bias"][0])
@@ -241,9 +244,10 @@ def shaken(**changes: Any) -> tuple[Tower, dict[str, Any]]:
     return tower, settings
 
 
-CHOICES = [
+CHOICES = [  # every two settings meet
     {"fusion": f, "adaptation": a, "placement": p, "norm": n, "shared": 1 if f == "network_mul" else k, "residual": k == 2}
-    for f, a, p, (n, k) in itertools.product(FUSIONS, ADAPTATIONS, PLACEMENTS, zip(NORMS, (1, 2, 3), strict=True))
+    for (x, f), (y, a), (z, p) in itertools.product(enumerate(FUSIONS), enumerate(ADAPTATIONS), enumerate(PLACEMENTS))
+    for n, k in [(NORMS[(x + y + z) % 3], (x + y + 2 * z) % 3 + 1)]
     if not (f == "network_mul" and p == "per_network" and a != "none")
 ]
 
