@@ -13,7 +13,7 @@ from isthmus.cli import _settings
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 
-COMMANDS = ("demo", "doctor", "prepare", "fit", "compare", "score", "measure", "report", "models", "reproduce")
+COMMANDS = ("demo", "doctor", "prepare", "fit", "compare", "score", "measure", "report", "models", "reproduce", "retrieve")
 
 
 def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
@@ -84,6 +84,12 @@ def test_the_walk_step_by_step(events: Path, tmp_path: Path) -> None:
     isthmus("score", "run", "--data", "data", "-o", "scores.parquet", cwd=tmp_path)
     assert "auc" in isthmus("measure", "scores.parquet", "--metric", "auc", "-o", "measures.parquet", cwd=tmp_path)
     assert pl.read_parquet(tmp_path / "measures.parquet")["metric"].to_list()[0] == "auc"
+    market = pl.read_parquet(events)["market"][0]
+    said = isthmus("retrieve", "run", "--data", "data", "--domain", market, "--user", "u0", "--user", "nobody", "-k", 3, cwd=tmp_path)
+    assert "6 rows" in said
+    assert pl.read_parquet(tmp_path / "top.parquet")["rank"].to_list() == [1, 2, 3] * 2
+    assert "did you mean" in isthmus("retrieve", "run", "--data", "data", "--domain", market + "x", cwd=tmp_path, ok=2)
+    assert "no dot product" in isthmus("retrieve", "run", "--data", "data", "--domain", market, "--index", "ivf", cwd=tmp_path, ok=2)
 
 
 def test_compare_own_file_twice_runs_nothing_again(events: Path, tmp_path: Path) -> None:

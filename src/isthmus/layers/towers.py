@@ -62,7 +62,7 @@ class Towers(nn.Module):
         self.user_id, self.history = user_id, history
         self.users = EntityFields(schema.user, dim, id_dropout=id_dropout)
         self.items = EntityFields(schema.item, dim, id_dropout=0.05)
-        self.chosen = self.items if tied or not history else EntityFields(schema.item, dim, id_dropout=0.0)
+        self.chosen = None if tied or not history else EntityFields(schema.item, dim, id_dropout=0.0)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.user_domain, self.item_domain = (Table(self.domains + 1, dim, std=0.01) for _ in range(2))
         users = (["id"] if user_id else []) + _names(schema.user.fields)
@@ -119,7 +119,7 @@ class Towers(nn.Module):
         assert ids is not None
         if self.training and self.history_dropout > 0:
             ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.history_dropout, PADDING)
-        return self.chosen.mean(ids) * (ids != PADDING).sum(1).to(torch.float32).sqrt()[:, None, None]
+        return (self.items if self.chosen is None else self.chosen).mean(ids) * (ids != PADDING).sum(1).to(torch.float32).sqrt()[:, None, None]
 
 
 def _names(fields: Sequence[Field]) -> list[str]:
