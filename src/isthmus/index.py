@@ -29,7 +29,7 @@ from torch import Tensor
 from isthmus.data import arrow
 from isthmus.errors import ConfigError, DataError, SourceError, nearest
 from isthmus.layers import neighbours
-from isthmus.layers.topk import Pairs, scan
+from isthmus.layers.topk import Pairs, dots, scan
 from isthmus.storage import read_json, whole_folder, write_json
 
 Kind = Literal["auto", "exact", "ivf", "hnsw"]
@@ -144,12 +144,7 @@ class Index:
     def _exact(self, queries: Tensor, k: int, hide: Pairs | None) -> tuple[np.ndarray, np.ndarray]:
         """Scores and columns, the latter -1 where there are too few."""
         vectors = self.vectors
-        queries = queries.to(vectors.device)
-
-        def block(columns: slice) -> Any:
-            turned = vectors[columns].T
-            return lambda rows: queries[rows] @ turned
-
+        block = dots(queries.to(vectors.device), lambda columns: vectors[columns])
         score, column = scan(len(queries), len(self), k, block, hide, vectors.device)
         return score.cpu().numpy(), column.cpu().numpy()
 

@@ -18,7 +18,7 @@ from isthmus.data.batches import query_batch
 from isthmus.errors import ConfigError
 from isthmus.how import How
 from isthmus.index import Index, Kind
-from isthmus.layers.topk import Pairs, scan
+from isthmus.layers.topk import Pairs, dots, scan
 from isthmus.model import Model, Retriever, device_of, scoring
 from isthmus.schema import UNKNOWN
 
@@ -201,24 +201,16 @@ class _Ask:
 
 def _exact(ask: _Ask, catalogue: np.ndarray, k: int, hide: Pairs | None) -> tuple[np.ndarray, np.ndarray]:
     """Items and scores (Q, k) of the users, from every item of the catalogue."""
-    block = _dots(ask, catalogue) if isinstance(ask.model, Retriever) else _forwards(ask, catalogue)
+    if isinstance(ask.model, Retriever):
+        block = dots(ask.vectors(), lambda columns: ask.item_vectors(torch.from_numpy(catalogue[columns])))
+    else:
+        block = _forwards(ask, catalogue)
     if hide is not None:
         place = np.searchsorted(catalogue, hide[1])
         known = catalogue.take(place, mode="clip") == hide[1] if len(catalogue) else np.zeros(len(place), bool)
         hide = hide[0][known], place[known]
     score, column = (t.cpu().numpy() for t in scan(len(ask.user), len(catalogue), k, block, hide, device_of(ask.model)))
     return np.where(column < 0, 0, catalogue.take(column, mode="clip") if len(catalogue) else 0), score
-
-
-def _dots(ask: _Ask, catalogue: np.ndarray) -> Callable[[slice], Callable[[slice], Tensor]]:
-    """For ``scan``: an item's vector is computed once, a user's too."""
-    queries = ask.vectors()
-
-    def block(columns: slice) -> Callable[[slice], Tensor]:
-        vectors = ask.item_vectors(torch.from_numpy(catalogue[columns])).T
-        return lambda rows: queries[rows] @ vectors
-
-    return block
 
 
 def _forwards(ask: _Ask, catalogue: np.ndarray) -> Callable[[slice], Callable[[slice], Tensor]]:

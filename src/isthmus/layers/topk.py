@@ -72,6 +72,26 @@ class Running:
         self.score[rows, : score.shape[1]], self.column[rows, : score.shape[1]] = score, column
 
 
+def dots(queries: Tensor, vectors: Callable[[slice], Tensor]) -> Callable[[slice], Callable[[slice], Tensor]]:
+    """Dot products of queries (Q, d) with vectors (columns -> (n, d)), for ``scan``; all products share one piece of memory."""
+    room = queries.new_empty(0)
+
+    def block(columns: slice) -> Callable[[slice], Tensor]:
+        turned = vectors(columns).T
+
+        def score(rows: slice) -> Tensor:
+            nonlocal room
+            some = queries[rows]
+            cells = len(some) * turned.shape[1]
+            if len(room) < cells:  # fresh pages for every block would take as long as half of the product
+                room = queries.new_empty(cells)
+            return torch.mm(some, turned, out=room[:cells].view(len(some), -1))
+
+        return score
+
+    return block
+
+
 def scan(
     rows: int, columns: int, k: int, block: Callable[[slice], Callable[[slice], Tensor]], hide: Pairs | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
