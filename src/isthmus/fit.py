@@ -327,7 +327,8 @@ def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path
     metrics.get(how.monitor or task.metrics[0])
     if how.tensorboard and out is None:
         raise ConfigError("tensorboard=True without a folder", "a folder to write events into", "give out=")
-    if how.sampler in POOLED and not (task.ranked and isinstance(model, Retriever)):
+    draws = any(stage.solve is None for stage in model.stages())  # a closed form has no use for negatives
+    if draws and how.sampler in POOLED and not (task.ranked and isinstance(model, Retriever)):
         came = f"sampler {how.sampler!r} for {type(model).__name__} in task {task.name!r}"
         raise ConfigError(came, "a retriever in a ranked task", 'use sampler "uniform" or "popularity"')
     for d in (*(how.domains or ()), *(how.targets or ())):

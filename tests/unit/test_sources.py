@@ -498,6 +498,13 @@ class TestMovielens:
     def test_clicks_are_ratings_of_four_or_more(self, films: Path) -> None:
         assert sorted(row[4] for row in rows(movielens.load(films, label="click", domain="gender").events)) == [0, 0, 1, 1]
 
+    def test_some_users_bring_all_their_ratings(self, films: Path) -> None:
+        some = rows(movielens.load(films, max_users=1).events)
+        assert some in ([r for r in rows(movielens.load(films).events) if r[0] == user] for user in (1, 2))
+        assert rows(movielens.load(films, max_users=9).events) == rows(movielens.load(films).events)
+        with pytest.raises(ConfigError, match="max_users=0"):
+            movielens.load(films, max_users=0)
+
     def test_parquet_layout(self, films: Path, tmp_path: Path) -> None:
         folder = tmp_path / "parquet"
         folder.mkdir()

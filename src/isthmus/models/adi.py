@@ -217,7 +217,9 @@ class ADI(Retriever):
 def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     """Eq. 27: the rows themselves, and their pseudo-labelled copies in other domains.
 
-    Pseudo rows pass with frozen statistics, so that a domain's batch norm sees its own rows only.
+    Pseudo rows pass with frozen statistics, so that a domain's batch norm sees its own rows only; and so do the candidates
+    they are compared with.  Were those taken from the pass above, the model could win by telling the two passes apart
+    (measured: the term fell to 0 within an epoch, and the metrics with it).
     """
     assert isinstance(model, ADI)
     pool = batch.pool
@@ -234,6 +236,7 @@ def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     other = batch.take(rows, domain)
     with _frozen(model):
         user, positive = model.user_vector(other), model.item_vector(other.item[:, 0], domain)
+        vectors = model.item_vector(pool.item, pool.domain)
     pseudo = pool_softmax(user, other.item[:, 0], other.offsets, vectors, pool, positive, other.weight)
     share = len(rows) / len(batch) if batch.weight is None else batch.weight[rows].sum() / batch.weight.sum().clamp_min(1e-12)
     return {**terms, "pseudo": pseudo * share}

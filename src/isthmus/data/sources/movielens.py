@@ -24,7 +24,11 @@ FIELDS = {"genre": ("gender", "age", "occupation"), "gender": ("age", "occupatio
 
 
 def load(
-    path: str | Path | None = None, *, domain: Literal["genre", "gender", "age"] = "genre", label: Literal["rating", "click"] = "rating"
+    path: str | Path | None = None,
+    *,
+    domain: Literal["genre", "gender", "age"] = "genre",
+    label: Literal["rating", "click"] = "rating",
+    max_users: int | None = None,
 ) -> Loaded:
     """Timed ratings (unix seconds).
 
@@ -32,6 +36,7 @@ def load(
         path: the folder, original or parquet; None searches ``$ISTHMUS_DATA`` for ``movielens``, ``ml-1m`` or ``ml1m``.
         domain: ``genre`` (a film's first genre), or the user's ``gender`` or ``age`` group.
         label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 4 or more.
+        max_users: so many users at most, chosen at random but always alike, with all their ratings; None: all 6,040.
 
     Returns:
         Events; users have the fields gender, age and occupation (without the one that is the domain), items
@@ -46,6 +51,8 @@ def load(
             raise ConfigError(f"{name}={value!r}", f"one of {', '.join(known)}", nearest(str(value), known))
     folder = find_folder(path, ("movielens", "ml-1m", "ml1m"), ORIGIN)
     ratings, users, items = _original(folder) if (folder / "ratings.dat").is_file() else _parquet(folder)
+    if max_users is not None:
+        ratings = _of_some_users(ratings, max_users)
     frame = ratings.join(_domains(domain, users, items), on="item" if domain == "genre" else "user", how="left", maintain_order="left")
     unknown = frame["domain"].null_count()
     value = pl.col("rating") >= 4 if label == "click" else pl.col("rating")
@@ -67,6 +74,14 @@ def load(
     if unknown:
         events.dropped[f"ratings without a {domain}"] = unknown
     return Loaded(events)
+
+
+def _of_some_users(ratings: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The ratings of at most so many users."""
+    if most < 1:
+        raise ConfigError(f"max_users={most}", "1 or more", "raise it, or leave it out for all users")
+    users = ratings["user"].unique().sort()
+    return ratings.filter(pl.col("user").is_in(users.sample(min(most, len(users)), seed=0).implode()))
 
 
 def _domains(domain: str, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
