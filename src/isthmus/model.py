@@ -49,7 +49,7 @@ class Model(nn.Module, ABC):
     ``__init__(schema, *, <its own hyper-parameters, all with defaults>)``.
 
     Class attributes:
-        needs: what it reads from a batch; exact.
+        needs: what it reads from a batch; exact for the defaults.  A model whose settings leave something out says so on itself.
         paper: where it comes from, one line.
         tasks: names of the tasks it can do.
         shallow: fitted in closed form, or without a hidden layer; the ledger's bar is the best of these.

@@ -140,7 +140,7 @@ class ADI(Retriever):
             history_dropout=history_dropout,
             temperature=temperature,
         )
-        self.needs = self.towers.needs  # type: ignore[misc]
+        self.needs = self.towers.needs  # type: ignore[misc]  # without histories: less than the class declares
         self.self_training, self.portion, self.growth = self_training, portion, growth
         self.shows = Catalogues(schema)
 

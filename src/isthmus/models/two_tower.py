@@ -80,6 +80,7 @@ class TwoTower(Retriever):
             history_dropout=history_dropout,
             temperature=temperature,
         )
+        self.needs = self.towers.needs  # type: ignore[misc]  # without histories: less than the class declares
 
     def user_vector(self, batch: Batch) -> Tensor:
         """(B, dim)."""
