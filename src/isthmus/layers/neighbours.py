@@ -91,7 +91,7 @@ def without(
     key = np.zeros(0, np.int64) if hide is None else np.sort(hide[0] << 31 | hide[1])
     for rows, width in _groups(hidden, k, items):
         value, found = look(searcher, kind, parameters, queries[rows], width)
-        if hidden[rows].any():
+        if len(key) and hidden[rows].any():
             value, found = _first_kept(rows, value, found, key, k)
         score[rows, : found.shape[1]], column[rows, : found.shape[1]] = value[:, :k], found[:, :k]
     score[column < 0] = -np.inf
@@ -110,8 +110,12 @@ def recall(truth: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     return float(share.mean()), float(share.std() / len(share) ** 0.5)
 
 
-def _groups(hidden: np.ndarray, k: int, items: int) -> Iterator[tuple[np.ndarray, int]]:
+def _groups(hidden: np.ndarray, k: int, items: int) -> Iterator[tuple[Any, int]]:
     """Rows that hide about as much, and how many results they ask for; those that hide too much are in no group."""
+    if not hidden.any():  # slices: nothing is copied
+        step = max(1, CELLS // min(k, items))
+        yield from ((slice(start, start + step), min(k, items)) for start in range(0, len(hidden), step))
+        return
     extra = np.where(hidden > 0, 1 << np.ceil(np.log2(np.maximum(hidden, 16))).astype(np.int64), 0)
     for size in np.unique(extra[hidden <= MOST_EXTRA]):
         rows, width = np.flatnonzero(extra == size), int(min(k + size, items))
