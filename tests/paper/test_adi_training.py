@@ -295,6 +295,20 @@ def test_selection_and_pseudo_rows_leave_no_trace() -> None:
     assert any(not torch.equal(v, state[k]) for k, v in moved.items())
 
 
+def test_pseudo_rows_and_their_candidates_pass_with_the_same_statistics() -> None:
+    """The term is what evaluation would give, row by row over whole catalogues."""
+    model = adi(self_training=True, portion=1.0, dropout=0.5, id_dropout=0.5)
+    batch = whole(model, rows())
+    term = loss(model, batch)["pseudo"].item()
+    total = 0.0
+    for n, j in zip(*(found.tolist() for found in model.pseudo_rows(batch)), strict=True):
+        items = torch.tensor([i for i in range(2, ITEMS) if (j + i) % 4])
+        one = batch.take(torch.tensor([n]), torch.tensor([j]))
+        logit = model.eval()(dataclasses.replace(one, item=items[None])).logit[0]
+        total += (logit.logsumexp(0) - logit[items == batch.item[n, 0]]).item()
+    assert term == pytest.approx(total / len(batch), rel=1e-4)
+
+
 def test_rows_are_chosen_by_the_models_own_score_elsewhere() -> None:
     model = adi(portion=0.5, growth=0.0)
     batch = rows((6, 6, 6))
