@@ -177,7 +177,8 @@ def peer(columns: dict[str, np.ndarray], sizes: dict[str, int]) -> Callable[[int
     model = DSSM(user, item, user_params={"dims": [128, DIM]}, item_params={"dims": [128, DIM]})
     trainer = MatchTrainer(model, mode=2, in_batch_neg=True)
     few = [{name: columns[name][:9] for name in names[i : i + 3]} for i in (0, 3)]
-    loader, _, _ = MatchDataGenerator(columns, np.zeros(len(columns["user"]), np.int64)).generate_dataloader(*few, batch_size=BATCH, num_workers=0)
+    generator = MatchDataGenerator(columns, np.zeros(len(columns["user"]), np.int64))
+    loader, _, _ = generator.generate_dataloader(*few, batch_size=BATCH, num_workers=0)
     stream = iter(loader)
 
     def run(steps: int) -> float:

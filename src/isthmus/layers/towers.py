@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from isthmus.batch import Batch, Needs
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.table import Table
-from isthmus.schema import PADDING, Field, Schema
+from isthmus.schema import PADDING, UNKNOWN, Field, Schema
 
 Make = Callable[[int, int], nn.Module]  # (fields, dim) -> a network: (N, fields, dim), offsets -> (N, dim)
 NEEDS = Needs(history=True, cross_history=True, context=True)
@@ -39,6 +39,8 @@ class Towers(nn.Module):
         id_dropout: share of ids replaced by "unknown" in training; what a user's history can say, the id need not.
         history_dropout: share of history events left out in training.
         temperature: None: plain dot products; a number: cosine / temperature.
+        bias: a number for each item in each domain, added to its score: what is popular here.  Without it an item of several
+            domains carries its popularity elsewhere along.  One more coordinate of both vectors.
 
     Attributes:
         user_names, item_names: what the fields of each tower are.
@@ -56,6 +58,7 @@ class Towers(nn.Module):
         id_dropout: float = 0.5,
         history_dropout: float = 0.0,
         temperature: float | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.domains, self.temperature, self.history_dropout = len(schema.domains), temperature, history_dropout
@@ -64,6 +67,7 @@ class Towers(nn.Module):
         self.items = EntityFields(schema.item, dim, id_dropout=0.05)
         self.chosen = None if tied or not history else EntityFields(schema.item, dim, id_dropout=0.0)
         self.context = ContextFields(schema.context, dim) if schema.context else None
+        self.bias = Table(1 + self.domains * schema.item.trained, 1) if bias else None
         self.user_domain, self.item_domain = (Table(self.domains + 1, dim, std=0.01) for _ in range(2))
         users = (["id"] if user_id else []) + _names(schema.user.fields)
         items = ["id", *_names(schema.item.fields)]
@@ -96,7 +100,8 @@ class Towers(nn.Module):
     def user(self, batch: Batch) -> Tensor:
         """(B, dim) user vectors."""
         vector = self.user_tower(self.user_fields(batch), batch.offsets)
-        return vector if self.temperature is None else F.normalize(vector, dim=-1) / self.temperature
+        vector = vector if self.temperature is None else F.normalize(vector, dim=-1) / self.temperature
+        return vector if self.bias is None else torch.cat([vector, torch.ones_like(vector[:, :1])], 1)
 
     def item(self, item: Tensor, domain: Tensor) -> Tensor:
         """Codes and domains (...), in any order -> (..., dim) item vectors."""
@@ -109,7 +114,13 @@ class Towers(nn.Module):
         if order is not None:
             vector = torch.empty_like(vector).index_copy(0, order, vector)
         vector = vector.view(*item.shape, vector.shape[-1])
-        return vector if self.temperature is None else F.normalize(vector, dim=-1)
+        vector = vector if self.temperature is None else F.normalize(vector, dim=-1)
+        return vector if self.bias is None else torch.cat([vector, self.bias(self._pair(item, domain))], -1)
+
+    def _pair(self, item: Tensor, domain: Tensor) -> Tensor:
+        """Codes and domains (...) -> (...) rows of the bias; padding and items that training never saw have none."""
+        known = self.items.entity.trained
+        return torch.where((item > UNKNOWN) & (item < known), 1 + domain * known + item, 0)
 
     def _past(self, ids: Tensor | None) -> Tensor:
         """(B, L) -> (B, item fields, dim): the sum over events divided by the root of their number.
@@ -119,7 +130,8 @@ class Towers(nn.Module):
         assert ids is not None
         if self.training and self.history_dropout > 0:
             ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.history_dropout, PADDING)
-        return (self.items if self.chosen is None else self.chosen).mean(ids) * (ids != PADDING).sum(1).to(torch.float32).sqrt()[:, None, None]
+        table = self.items if self.chosen is None else self.chosen
+        return table.mean(ids) * (ids != PADDING).sum(1).to(torch.float32).sqrt()[:, None, None]
 
 
 def _names(fields: Sequence[Field]) -> list[str]:

@@ -63,7 +63,7 @@ class ADI(Retriever):
         growth: delta p, added in every later epoch.
         residual: add the sum of the adapted fields to each tower's output.
         dropout: share of hidden activations dropped in training.
-        user_id, history, tied, id_dropout, history_dropout, temperature: see ``isthmus.layers.towers.Towers``.
+        user_id, history, tied, id_dropout, history_dropout, temperature, bias: see ``isthmus.layers.towers.Towers``.
 
     Raises:
         ConfigError: no such fusion, norm, adaptation or placement, or a number out of range.
@@ -95,6 +95,7 @@ class ADI(Retriever):
         id_dropout: float = 0.5,
         history_dropout: float = 0.0,
         temperature: float | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__(schema)
         for name, value, known in (
@@ -139,6 +140,7 @@ class ADI(Retriever):
             id_dropout=id_dropout,
             history_dropout=history_dropout,
             temperature=temperature,
+            bias=bias,
         )
         self.needs = self.towers.needs  # type: ignore[misc]  # without histories: less than the class declares
         self.self_training, self.portion, self.growth = self_training, portion, growth

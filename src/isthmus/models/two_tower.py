@@ -38,7 +38,7 @@ class TwoTower(Retriever):
         network_args: the network's own hyper-parameters, such as ``{"experts": 8}``; those left out, its defaults.
         dim: width of a field's vector and of both towers' output.
         residual: add the network's output to the sum of the fields, through a gate; False: the network's output alone.
-        user_id, history, tied, id_dropout, history_dropout, temperature: see ``isthmus.layers.towers.Towers``.
+        user_id, history, tied, id_dropout, history_dropout, temperature, bias: see ``isthmus.layers.towers.Towers``.
 
     Raises:
         ConfigError: no such network, or a hyper-parameter that it does not have.
@@ -62,6 +62,7 @@ class TwoTower(Retriever):
         id_dropout: float = 0.5,
         history_dropout: float = 0.0,
         temperature: float | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__(schema)
         domains = len(schema.domains)
@@ -79,6 +80,7 @@ class TwoTower(Retriever):
             id_dropout=id_dropout,
             history_dropout=history_dropout,
             temperature=temperature,
+            bias=bias,
         )
         self.needs = self.towers.needs  # type: ignore[misc]  # without histories: less than the class declares
 
