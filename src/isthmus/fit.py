@@ -39,7 +39,7 @@ __all__ = ["Best", "How", "Run", "build", "fit", "load_run", "resume"]
 
 Values = dict[str, dict[str, float]]  # metric -> "all" and domain names -> value
 
-FULL_CATALOGUE = 20_000  # items; up to here a full softmax costs about as much as a drawn one
+FULL_CATALOGUE = 4_000  # items; up to here a full softmax costs about as much as a drawn one
 SHARED = 1024  # negatives of a domain in a step, beside those of the batch
 FLUSH = 32  # losses are read once in so many steps: reading one waits for the device
 

@@ -36,7 +36,7 @@ class How:
             the task's default, or 1,024 shared ones.
         sampler, alpha: how negatives are found: ``uniform`` or ``popularity`` (each row's own, see ``isthmus.data.negatives``),
             ``in_batch``, ``mixed`` or ``full`` (shared, for retrievers, see ``isthmus.data.pools``); ``auto``: for retrievers
-            ``full`` while no catalogue is larger than 20,000 items, else ``mixed``; for other models ``uniform``.
+            ``full`` while no catalogue is larger than 4,000 items, else ``mixed``; for other models ``uniform``.
         log_q: correct for how likely each negative was to be drawn.
         history_length: events of a history, at most.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
