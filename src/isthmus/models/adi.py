@@ -61,7 +61,7 @@ class ADI(Retriever):
         self_training: learn from pseudo-labels (Algorithm 1); needs shared candidates (the default sampler has them).
         portion: p, the share of a domain's rows that become pseudo-labels of another one in the first epoch.
         growth: delta p, added in every later epoch.
-        residual: add the sum of the adapted fields to each tower's output.
+        residual: add the sum of the adapted fields to each tower's output (with ``per_network``: of the fields themselves).
         dropout: share of hidden activations dropped in training.
         user_id, history, tied, id_dropout, history_dropout, temperature, bias: see ``isthmus.layers.towers.Towers``.
 
