@@ -121,7 +121,7 @@ def fit(
     data: Annotated[Path, typer.Argument(help="A folder made by `isthmus prepare`.")],
     out: Out,
     model: Annotated[str, typer.Option("--model", "-m", help="A model's name; `isthmus models` lists them.")] = "mmoe",
-    task: Annotated[str | None, typer.Option(help="ctr, rating or retrieval; default by the labels.")] = None,
+    task: Annotated[str | None, typer.Option(help="ctr, rating or retrieval; default by the labels and what the model can do.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -148,7 +148,7 @@ def fit(
         how["epochs"] = epochs
     args = {k: v for k, v in given.items() if k not in names}
     built = build(model, dataset.schema, args, seed=seed)
-    job = get_task(task) if task else default_task(dataset.schema)
+    job = get_task(task) if task else default_task(dataset.schema, built.tasks)
     run = train(built, dataset, job, How(**how), out, resume=resume)
     _console().print(
         f"best epoch {run.best.epoch + 1}: validation {how.get('monitor') or job.metrics[0]} {run.best.value:.4f} -> {out}", highlight=False

@@ -83,7 +83,7 @@ class Recommender:
             events = table.load(frame, **columns).events
         else:
             events = read_events(frame, **columns)
-        self.task = self.task or default_task(events.schema)
+        self.task = self.task or default_task(events.schema, get_model(self.spec.name).tasks)
         split = make_split(events, self._recipe(()), split)
         dataset = encode(events, split, self.folder / "data", overwrite=True)
         shutil.rmtree(self.folder / "run", ignore_errors=True)  # a new fit replaces the old one, as the data do

@@ -95,6 +95,14 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-def default_task(schema: Schema) -> Task:
-    """The task that a label kind suggests: click -> ctr, rating -> rating, implicit -> retrieval."""
-    return TASKS[{"click": "ctr", "rating": "rating", "implicit": "retrieval"}[schema.label]]
+def default_task(schema: Schema, able: tuple[str, ...] | None = None) -> Task:
+    """The task that a label kind suggests: click -> ctr, rating -> rating, implicit -> retrieval.
+
+    Args:
+        schema: with the label's kind.
+        able: tasks that a model can do; where the suggestion is none of them, the first that learns from such labels.
+    """
+    usual = TASKS[{"click": "ctr", "rating": "rating", "implicit": "retrieval"}[schema.label]]
+    if able is None or usual.name in able:
+        return usual
+    return next((TASKS[name] for name in able if schema.label in TASKS[name].labels), usual)

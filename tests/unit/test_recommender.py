@@ -46,6 +46,15 @@ def test_an_unknown_user_and_chosen_items(fitted: Recommender, frame: pl.DataFra
     assert sorted(ranked["item"]) == sorted(items)
 
 
+def test_a_retriever_takes_the_task_that_it_can_do(frame: pl.DataFrame) -> None:
+    rec = Recommender("adi", fit=FIT, dim=4, hidden=[4]).fit(frame, **COLUMNS)
+    assert rec.task is not None
+    assert rec.task.name == "retrieval"
+    found = rec.recommend(frame["uid"][0], frame["market"][0], k=5)
+    assert len(found) == 5
+    assert found["score"].is_sorted(descending=True)
+
+
 def test_pandas_and_files_give_the_same_model(frame: pl.DataFrame, tmp_path: Path) -> None:
     frame.write_parquet(tmp_path / "events.parquet")
     user, domain = frame["uid"][0], frame["market"][0]
