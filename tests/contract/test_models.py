@@ -29,7 +29,7 @@ from isthmus.layers.table import Table
 from isthmus.model import Model, Retriever
 from isthmus.models import available, describe, get_model
 from isthmus.run import build
-from isthmus.task import TASKS, default_task, get_task
+from isthmus.task import TASKS, default_task
 
 NAMES = sorted(available())
 JOBS = [(name, task) for name in NAMES for task in get_model(name).tasks]
