@@ -346,7 +346,7 @@ def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:
 
 def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
     """How a stage's rows become batches; only a single-domain control is cut off from the other domains' histories."""
-    how, every = work.how, set(range(len(work.dataset.schema.domains)))
+    how = work.how
     sampler = _sampler(work)
     usual = SHARED if sampler == "mixed" else work.task.negatives
     return Plan(
@@ -359,7 +359,7 @@ def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
         log_q=how.log_q,
         history_length=how.history_length,
         domains=domains,
-        cross=how.domains is None or set(how.domains) >= every,
+        cross=how.crosses(len(work.dataset.schema.domains)),
     )
 
 

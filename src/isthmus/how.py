@@ -88,6 +88,10 @@ class How:
         if self.device.split(":")[0] not in DEVICES:
             raise ConfigError(f"device {self.device!r}", f"one of {DEVICES}", nearest(self.device, DEVICES))
 
+    def crosses(self, domains: int) -> bool:
+        """Do rows see the user's events in other domains?  Only where all of them are trained: a control must not."""
+        return self.domains is None or set(self.domains) >= set(range(domains))
+
     @classmethod
     def of(cls, settings: dict[str, Any]) -> How:
         """Settings by name, such as a recipe's.

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isthmus.data import arrow
+from isthmus.data.segments import places
 from isthmus.errors import ConfigError, DataError, SourceError, nearest
 from isthmus.layers import neighbours
 from isthmus.layers.topk import Pairs, dots, scan
@@ -223,8 +224,7 @@ def _tuned(exact: Index, kind: Literal["ivf", "hnsw"], queries: Tensor, hide: Pa
 def _columns(item: np.ndarray, hide: Pairs) -> Pairs:
     """Rows and items -> rows and columns of the known items, each pair once."""
     row, code = (np.asarray(values, np.int64) for values in hide)
-    place = np.searchsorted(item, code)
-    known = item.take(place, mode="clip") == code if len(item) else np.zeros(len(code), bool)
+    place, known = places(item, code)
     pair = np.unique(row[known] << 31 | place[known])
     return pair >> 31, pair & (2**31 - 1)
 

@@ -111,12 +111,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def scoring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode before comes back."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Running statistics and no dropout in the block; the mode before comes back."""
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def scoring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before comes back."""
+    with evaluating(model), torch.inference_mode():
+        yield

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from isthmus.data.batches import query_batch
+from isthmus.data.segments import places
 from isthmus.errors import ConfigError
 from isthmus.how import How
 from isthmus.index import Index, Kind
@@ -172,8 +173,7 @@ class _Ask:
 
     def batch(self, rows: slice, item: np.ndarray) -> Batch:
         """Rows of the users with (Q, C) candidates."""
-        every, user = range(len(self.dataset.schema.domains)), self.user[rows]
-        cross = self.how.domains is None or set(self.how.domains) >= set(every)
+        user, cross = self.user[rows], self.how.crosses(len(self.dataset.schema.domains))
         context = {name: values[rows] for name, values in (self.context or self._unknown(len(self.user))).items()}
         time, needs = None if self.time is None else self.time[rows], self.model.needs
         domain = np.full(len(user), self.domain)
@@ -206,8 +206,7 @@ def _exact(ask: _Ask, catalogue: np.ndarray, k: int, hide: Pairs | None) -> tupl
     else:
         block = _forwards(ask, catalogue)
     if hide is not None:
-        place = np.searchsorted(catalogue, hide[1])
-        known = catalogue.take(place, mode="clip") == hide[1] if len(catalogue) else np.zeros(len(place), bool)
+        place, known = places(catalogue, hide[1])
         hide = hide[0][known], place[known]
     score, column = (t.cpu().numpy() for t in scan(len(ask.user), len(catalogue), k, block, hide, device_of(ask.model)))
     return np.where(column < 0, 0, catalogue.take(column, mode="clip") if len(catalogue) else 0), score

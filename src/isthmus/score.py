@@ -25,7 +25,7 @@ from torch import Tensor
 
 from isthmus.data.batches import Plan, batches_with_rows, query_batch, take_context
 from isthmus.data.queries import Queries, given_lists, relevant_items, sampled_lists, seen_items
-from isthmus.data.segments import Segments
+from isthmus.data.segments import Segments, places
 from isthmus.errors import ConfigError, DataError, nearest
 from isthmus.how import How
 from isthmus.layers.ranking import best, ranks
@@ -92,7 +92,7 @@ def score(
     chosen = tuple(known) if domains is None else tuple(sorted(set(domains)))
     if not set(chosen) <= set(known):
         raise ConfigError(f"domain indices {chosen}", f"0 to {len(known) - 1}", "see schema.domain_names")
-    work = _Work(model, dataset, part, how, how.domains is None or set(how.domains) >= set(known), catalogue or part, k, limit)
+    work = _Work(model, dataset, part, how, how.crosses(len(known)), catalogue or part, k, limit)
     with scoring(model):
         if not task.ranked:
             return Scores(_finished(dataset, _rows(work, chosen)), "rows", task.name, part)
@@ -205,11 +205,11 @@ def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callab
 def _ranking(work: _Work, block: Queries, catalogue: np.ndarray, seen: Segments, scores: Tensor) -> dict[str, np.ndarray]:
     """Columns of one block from its scores (Q, n), which are overwritten: each query's kept items, best first."""
     query = np.repeat(np.arange(len(block)), np.diff(block.offsets))
-    column, there = _places(catalogue, block.item)
+    column, there = places(catalogue, block.item)
     at = _pair(scores, query[there], column[there])
     held = scores[at]
     hide, hider = seen.gather(block.user)
-    place, known = _places(catalogue, hide)
+    place, known = places(catalogue, hide)
     scores[_pair(scores, hider[known], place[known])] = -torch.inf
     scores[at] = held  # seen before, but relevant now: not hidden
     rank, value = np.full(len(query), np.inf), np.full(len(query), WORST, np.float32)
@@ -227,12 +227,6 @@ def _ranking(work: _Work, block: Queries, catalogue: np.ndarray, seen: Segments,
     _, kept = np.unique(found["query"] << 31 | found["item"], return_index=True)
     kept = kept[np.lexsort((found["rank"][kept], found["query"][kept]))]
     return _columns(work.dataset, block, **{name: values[kept] for name, values in found.items()})
-
-
-def _places(catalogue: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where items stand in a catalogue, and whether they do."""
-    place = np.searchsorted(catalogue, item)
-    return place, (catalogue.take(place, mode="clip") == item) if len(catalogue) else np.zeros(len(item), bool)
 
 
 def _pair(scores: Tensor, query: np.ndarray, column: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -144,3 +144,17 @@ class Segments:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(f"{folder} holds other columns ({error})", "files that Isthmus wrote", "encode the data again") from error
+
+
+def places(codes: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where codes stand in an ascending list, and whether they do.
+
+    Args:
+        codes: (n,) ascending.
+        wanted: (B,).
+
+    Returns:
+        (B,) int64 places, which mean nothing where the code is absent, and (B,) bool.
+    """
+    place = np.searchsorted(codes, wanted)
+    return place, (codes.take(place, mode="clip") == wanted) if len(codes) else np.zeros(len(wanted), bool)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from isthmus.layers.domain import DomainBatchNorm, DomainLinear, grouped_linear
+from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows, grouped_linear
 
 
 class Tower(nn.Module):
@@ -57,13 +57,12 @@ class Tower(nn.Module):
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N, fields, dim) -> (N, dim)."""
         x = self._adapted(self.adapt, x, offsets)
-        flat = x.flatten(1)
         if self.shared is None or self.spec is None:
-            fused = self.fusion(flat, offsets)  # eq. 17
+            fused = self.fusion(x.flatten(1), offsets)  # eq. 17
         else:
             spec = self.spec(self._adapted(self.adapt_spec, x, offsets).flatten(1), offsets)  # eq. 10
             each = [n(self._adapted(self._shared_adapt(k), x, offsets).flatten(1), offsets) for k, n in enumerate(self.shared)]
-            domain = domain_of(offsets, x.device)
+            domain = domain_of_rows(offsets, x.device)
             common = each[0]
             if self.share is not None:
                 alpha = self.share(self.f_domain).softmax(-1)[domain]  # eq. 8
@@ -125,7 +124,7 @@ class Adaptation(nn.Module):
 
     def _copy_of(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N,) which copy each row meets."""
-        return domain_of(offsets if self.copies > 1 else everybody(offsets), x.device)
+        return domain_of_rows(offsets if self.copies > 1 else everybody(offsets), x.device)
 
 
 class Network(nn.Module):
@@ -224,9 +223,3 @@ class Norm(nn.Module):
 def everybody(offsets: Sequence[int]) -> tuple[int, int]:
     """Offsets for a layer that all domains share."""
     return (0, offsets[-1])
-
-
-def domain_of(offsets: Sequence[int], device: torch.device) -> Tensor:
-    """(N,) the domain of each row."""
-    sizes = torch.tensor([end - start for start, end in pairwise(offsets)], device=device)
-    return torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=offsets[-1])

@@ -18,8 +18,7 @@ The SE-block's last bias starts at 1, so that at first every field passes unchan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -32,7 +31,7 @@ from isthmus.layers.adi import Tower
 from isthmus.layers.catalogues import Catalogues
 from isthmus.layers.losses import pool_softmax
 from isthmus.layers.towers import NEEDS, Towers
-from isthmus.model import Model, Retriever, Stage
+from isthmus.model import Model, Retriever, Stage, evaluating
 from isthmus.schema import Schema
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class ADI(Retriever):
         """
         share = min(self.portion + self.growth * batch.epoch, 1.0)
         chosen, target = [], []
-        with torch.no_grad(), _frozen(self):
+        with torch.no_grad(), evaluating(self):
             for j in range(len(self.schema.domains)):
                 open_ = self.shows(batch.item[:, 0], j) & (batch.domain != j)
                 rows = open_.nonzero()[:, 0]
@@ -188,7 +187,7 @@ class ADI(Retriever):
 
     def insights(self, dataset: Dataset) -> list[Insight]:
         """Figure 5: the adaptation layer's mean weight of every field in every domain, for both towers."""
-        with torch.no_grad(), _frozen(self):
+        with torch.no_grad(), evaluating(self):
             return self._adaptation(dataset)
 
     def _adaptation(self, dataset: Dataset) -> list[Insight]:
@@ -236,20 +235,9 @@ def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     if not len(rows):
         return {**terms, "pseudo": user.sum() * 0}
     other = batch.take(rows, domain)
-    with _frozen(model):
+    with evaluating(model):
         user, positive = model.user_vector(other), model.item_vector(other.item[:, 0], domain)
         vectors = model.item_vector(pool.item, pool.domain)
     pseudo = pool_softmax(user, other.item[:, 0], other.offsets, vectors, pool, positive, other.weight)
     share = len(rows) / len(batch) if batch.weight is None else batch.weight[rows].sum() / batch.weight.sum().clamp_min(1e-12)
     return {**terms, "pseudo": pseudo * share}
-
-
-@contextmanager
-def _frozen(model: Model) -> Iterator[None]:
-    """Running statistics and no dropout in the block; the mode before comes back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
