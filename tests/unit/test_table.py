@@ -116,16 +116,21 @@ def test_every_weight_has_one_optimiser_and_tables_have_a_line() -> None:
     assert lines[2].startswith("rest: ")
 
 
-def test_decay_reaches_matrices_only() -> None:
-    net = _Net()
-    found, _ = optimisers(net, 0.5, weight_decay=0.5)
+def _idle_step(net: _Net, found: list[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], set[str]]:
+    """A step in which every gradient is zero and row 5 of the large table is touched: the weights before, and who moved."""
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     net.large.weight.grad = torch.sparse_coo_tensor(torch.tensor([[5]]), torch.zeros(1, 4), (1000, 4), check_invariants=False)
     for optimiser in found:
         optimiser.step()
-    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    return before, {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+
+
+def test_decay_reaches_matrices_only() -> None:
+    net = _Net()
+    found, _ = optimisers(net, 0.5, weight_decay=0.5)
+    before, moved = _idle_step(net, found)
     assert moved == {"linear.weight", "experts.weights.0"}
     torch.testing.assert_close(net.linear.weight.data, before["linear.weight"] * 0.75)
 
@@ -142,13 +147,7 @@ def test_rates_of_the_tables() -> None:
 def test_decay_of_tables_reaches_touched_rows_of_large_ones_and_all_of_small_ones() -> None:
     net = _Net()
     found, _ = optimisers(net, 0.5, table_lr=0.1, table_decay=0.5)
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    for p in net.parameters():
-        p.grad = torch.zeros_like(p)
-    net.large.weight.grad = torch.sparse_coo_tensor(torch.tensor([[5]]), torch.zeros(1, 4), (1000, 4), check_invariants=False)
-    for optimiser in found:
-        optimiser.step()
-    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    before, moved = _idle_step(net, found)
     assert moved == {"large.weight", "small.weight"}
     torch.testing.assert_close(net.large.weight.data[5], before["large.weight"][5] * (1 - 0.1 * 0.5))
     torch.testing.assert_close(net.large.weight.data[6:], before["large.weight"][6:], rtol=0.0, atol=0.0)
