@@ -6,21 +6,19 @@ one final subclass of ``Metric`` (or ``PerGroup``); its docstring gives the equa
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
-from pathlib import Path
-
-from isthmus.errors import ConfigError, nearest
+from isthmus.errors import ConfigError
 from isthmus.metrics._base import Metric, PerGroup, Statistic
 from isthmus.metrics._table import Table
+from isthmus.registry import Registry
 
 __all__ = ["Metric", "PerGroup", "Statistic", "Table", "available", "get"]
+
+_REGISTRY = Registry(__name__, __file__, "metric")
 
 
 def available() -> tuple[str, ...]:
     """Names of all metrics, by file name; nothing is imported."""
-    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
+    return tuple(_REGISTRY.available())
 
 
 def get(name: str) -> Metric:
@@ -30,18 +28,12 @@ def get(name: str) -> Metric:
         ConfigError: no such metric (tells the nearest one), or a cutoff that is missing, out of place or no number.
     """
     base, at, cutoff = name.partition("@")
-    if base not in available():
-        raise ConfigError(f"unknown metric {name!r}", f"one of {', '.join(available())}", nearest(base, available()))
+    metric = _class(base, name)
     if at and not cutoff.isdecimal():
         raise ConfigError(f"metric {name!r}", f"a whole number after '{base}@'", f"write {base}@10, for example")
-    return _class(base)(int(cutoff) if at else None)
+    return metric(int(cutoff) if at else None)
 
 
-@functools.cache
-def _class(base: str) -> type[Metric]:
+def _class(base: str, asked: str | None = None) -> type[Metric]:
     """The one metric that a file defines."""
-    module = importlib.import_module(f"{__name__}.{base}")
-    found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Metric) and c.__module__ == module.__name__]
-    if len(found) != 1:
-        raise ConfigError(f"metrics/{base}.py defines {len(found)} metrics", "one", "give each metric a file of its own")
-    return found[0]
+    return _REGISTRY.one_class(Metric, base, asked)

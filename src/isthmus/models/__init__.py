@@ -5,21 +5,21 @@ Listing the names imports nothing: the folder is the registry.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isthmus.errors import ConfigError, nearest
+from isthmus.registry import Registry
 
 if TYPE_CHECKING:
     from isthmus.model import Model
 
+_REGISTRY = Registry(__name__, __file__, "model", "the name of a file in isthmus/models")
+
 
 def available() -> dict[str, Path]:
     """Names of all models and the files they lie in, in alphabetical order."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return {f.stem: f for f in files if not f.stem.startswith("_")}
+    return _REGISTRY.available()
 
 
 def get_model(name: str) -> type[Model]:
@@ -28,19 +28,9 @@ def get_model(name: str) -> type[Model]:
     Raises:
         ConfigError: no such model (tells the nearest name), or a file that does not hold exactly one.
     """
-    from isthmus.model import Model, Retriever
+    from isthmus.model import Model
 
-    if name not in available():
-        raise ConfigError(f"unknown model {name!r}", "the name of a file in isthmus/models", nearest(name, available()))
-    module = importlib.import_module(f"isthmus.models.{name}")
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Model) and value not in (Model, Retriever) and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise ConfigError(f"{module.__file__} defines {len(found)} models", "exactly one per file", "move the others to files of their own")
-    return found[0]
+    return _REGISTRY.one_class(Model, name)
 
 
 def settings(name: str) -> dict[str, Any]:

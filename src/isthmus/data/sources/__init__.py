@@ -5,7 +5,6 @@ Every source has ``load(...) -> Loaded`` and ``ORIGIN``, a sentence that says wh
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +12,16 @@ from typing import Any
 
 from isthmus.data.sources._files import ENVIRONMENT, Loaded
 from isthmus.errors import ConfigError, nearest
+from isthmus.registry import Registry
 
 __all__ = ["ENVIRONMENT", "Loaded", "available", "get_source", "load"]
+
+_REGISTRY = Registry(__name__, __file__, "source")
 
 
 def available() -> dict[str, Path]:
     """Name and file of every source; nothing is imported."""
-    return {file.stem: file for file in sorted(Path(__file__).parent.glob("*.py")) if not file.stem.startswith("_")}
+    return _REGISTRY.available()
 
 
 def get_source(name: str) -> ModuleType:
@@ -28,10 +30,7 @@ def get_source(name: str) -> ModuleType:
     Raises:
         ConfigError: no such source; names the nearest one.
     """
-    known = available()
-    if name not in known:
-        raise ConfigError(f"unknown source {name!r}", f"one of {', '.join(known)}", nearest(name, known))
-    return importlib.import_module(f"{__name__}.{name}")
+    return _REGISTRY.module(name)
 
 
 def load(name: str, /, **arguments: Any) -> Loaded:

@@ -7,22 +7,23 @@ runs one on the user's side and one on the item's.  Listing the names imports no
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import ConfigError, nearest
+from isthmus.registry import Registry
 
 if TYPE_CHECKING:
     from isthmus.layers.networks._base import Network
 
+_REGISTRY = Registry(__name__, __file__, "network", "the name of a file in isthmus/layers/networks")
+
 
 def available() -> dict[str, Path]:
     """Names of all networks and the files they lie in, in alphabetical order."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return {f.stem: f for f in files if not f.stem.startswith("_")}
+    return _REGISTRY.available()
 
 
 def get_network(name: str) -> type[Network]:
@@ -33,13 +34,7 @@ def get_network(name: str) -> type[Network]:
     """
     from isthmus.layers.networks._base import Network
 
-    if name not in available():
-        raise ConfigError(f"unknown network {name!r}", "the name of a file in isthmus/layers/networks", nearest(name, available()))
-    module = importlib.import_module(f"{__name__}.{name}")
-    found = [v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, Network) and v.__module__ == module.__name__]
-    if len(found) != 1:
-        raise ConfigError(f"{module.__file__} defines {len(found)} networks", "exactly one per file", "move the others to their own files")
-    return found[0]
+    return _REGISTRY.one_class(Network, name)
 
 
 def settings(name: str) -> dict[str, Any]:
