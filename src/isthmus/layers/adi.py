@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows, grouped_linear
+from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows
+from isthmus.layers.networks.star import star_linear
 
 
 class Tower(nn.Module):
@@ -154,7 +155,7 @@ class Network(nn.Module):
 
 
 class NetworkMul(nn.Module):
-    """Eq. 16: every layer's weight is the shared one times the domain's own, its bias the sum of both."""
+    """Eq. 16: the layers of STAR, and a norm after each."""
 
     def __init__(self, domains: int, widths: Sequence[int], norm: str, dropout: float) -> None:
         super().__init__()
@@ -167,8 +168,7 @@ class NetworkMul(nn.Module):
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N, width) -> (N, last width)."""
         for shared, weight, bias, norm in zip(self.shared, self.weights, self.biases, self.norms, strict=True):
-            x = grouped_linear(x, offsets, shared.weight * weight, shared.bias + bias)  # eq. 16
-            x = self.dropout(norm(x, offsets).relu())
+            x = self.dropout(norm(star_linear(x, offsets, shared, weight, bias), offsets).relu())  # type: ignore[arg-type]  # eq. 16
         return x
 
 

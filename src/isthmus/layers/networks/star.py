@@ -43,8 +43,23 @@ class _PartitionedNorm(nn.Module):
         return self.norm(x, offsets) * F.embedding(domain, gain) + F.embedding(domain, offset)
 
 
+def star_linear(x: Tensor, offsets: Sequence[int], shared: nn.Linear, weight: Tensor, bias: Tensor) -> Tensor:
+    """Every domain's rows through a linear layer whose weight is the domain's times the shared one, its bias the sum of both.
+
+    Args:
+        x: (N, in), rows ordered by domain.
+        offsets: D + 1 bounds.
+        shared: of all domains, in -> out.
+        weight, bias: (D, out, in) and (D, out), each domain's own.
+
+    Returns:
+        (N, out).
+    """
+    return grouped_linear(x, offsets, weight * shared.weight, bias + shared.bias)
+
+
 class _StarLinear(nn.Module):
-    """A linear layer whose weight is the domain's times the shared one."""
+    """``star_linear`` and its weights."""
 
     def __init__(self, domains: int, width: int, out: int) -> None:
         super().__init__()
@@ -53,7 +68,7 @@ class _StarLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(domains, out))
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
-        return grouped_linear(x, offsets, self.weight * self.shared.weight, self.bias + self.shared.bias)  # star
+        return star_linear(x, offsets, self.shared, self.weight, self.bias)  # star
 
 
 class STARNetwork(Network):
