@@ -37,7 +37,8 @@ class Scored(Protocol):
     """What is read of ``isthmus.score.Scores``.
 
     Attributes:
-        frame: columns group, user, item, domain, label, score; state and relevant where known; rank when kind is "full".
+        frame: columns group, user, item, domain, label, score; state and relevant where known; rank (and tied
+            where known) when kind is "full".
         kind: "rows", "lists", "sampled" or "full".
         lists: the name of the candidate lists in each domain, or None.
         catalogue: the number of items in each domain's catalogue, or None.
@@ -170,10 +171,12 @@ def _slice(scores: Scored, domain: str, state: str, frame: pl.DataFrame) -> Slic
     group = (frame["group"].rank("dense").to_numpy().astype(np.int64)) - 1
     label, score = (frame[name].cast(pl.Float64).to_numpy() for name in ("label", "score"))
     rank, item = (frame["rank"].cast(pl.Float64).to_numpy(), frame["item"].to_numpy()) if scores.kind == "full" else (None, None)
+    tied = frame["tied"].cast(pl.Int64).to_numpy() if scores.kind == "full" and "tied" in frame.columns else None
     relevant = frame["relevant"].cast(pl.Int64).to_numpy() if "relevant" in frame.columns else None
     catalogue = (scores.catalogue or {}).get(domain)
     user = user.astype(np.int64).reshape(-1)
-    return Slice(domain, state, Table(user, group, label, score, len(users), rank, relevant, item, catalogue, scores.places), users)
+    table = Table(user, group, label, score, len(users), rank, tied, relevant, item, catalogue, scores.places)
+    return Slice(domain, state, table, users)
 
 
 Key = tuple[str, str, str]  # metric, domain, state

@@ -212,9 +212,9 @@ def _ranking(work: _Work, block: Queries, catalogue: np.ndarray, seen: Segments,
     place, known = places(catalogue, hide)
     scores[_pair(scores, hider[known], place[known])] = -torch.inf
     scores[at] = held  # seen before, but relevant now: not hidden
-    rank, value = np.full(len(query), np.inf), np.full(len(query), WORST, np.float32)
-    rank[there], value[there] = ranks(scores, *at).cpu().numpy(), held.cpu().numpy()
-    top, top_column, top_value, top_rank = (t.cpu().numpy() for t in best(scores, min(work.k, len(catalogue))))
+    rank, tied, value = np.full(len(query), np.inf), np.ones(len(query), np.int64), np.full(len(query), WORST, np.float32)
+    rank[there], tied[there], value[there] = (t.cpu().numpy() for t in (*ranks(scores, *at), held))
+    top, top_column, top_value, top_rank, top_tied = (t.cpu().numpy() for t in best(scores, min(work.k, len(catalogue))))
     # Relevant items come first, so that of two equal pairs theirs is the one kept.
     found = {
         "query": np.concatenate([query, top]),
@@ -223,6 +223,7 @@ def _ranking(work: _Work, block: Queries, catalogue: np.ndarray, seen: Segments,
         "label": np.concatenate([block.label, np.zeros(len(top), np.float32)]),
         "score": np.concatenate([value, top_value]),
         "rank": np.concatenate([rank, top_rank]),
+        "tied": np.concatenate([tied, top_tied]),
     }
     _, kept = np.unique(found["query"] << 31 | found["item"], return_index=True)
     kept = kept[np.lexsort((found["rank"][kept], found["query"][kept]))]

@@ -28,6 +28,7 @@ TYPES: dict[str, Any] = {
     "score": pl.Float32,
     "state": pl.String,
     "rank": pl.Float64,
+    "tied": pl.Int32,
     "relevant": pl.Int32,
 }
 REQUIRED = ("user", "item", "domain", "label", "score")
@@ -49,7 +50,10 @@ class Scores:
             - ``state``: the user's training events in the domain: ``new`` (0), ``few`` (1 to 5) or ``many``;
             - ``relevant`` (ranked tasks): number of relevant items of the query, listed or not;
             - ``rank`` (kind ``full``): exact rank from 1 in the whole catalogue, ties sharing their mean; infinite
-              for relevant items outside it, whose score is the lowest float32.
+              for relevant items outside it, whose score is the lowest float32;
+            - ``tied`` (kind ``full``): how many items of the ranking have this score, itself included; 1 outside the
+              catalogue.  Metrics take the expectation over the orders of tied items.  Without it (scores from elsewhere,
+              older files) a rank stands for itself: only lines stored with the same rank are tied.
         kind: ``rows`` (logged rows), ``lists`` (given lists), ``full`` (the whole catalogue, of which the first places
             and all relevant items are stored) or ``sampled`` (relevant and a few sampled items).
         task, part: what was scored.
@@ -91,14 +95,15 @@ class Scores:
         """Another library's scores.
 
         Args:
-            frame: any frame with columns user, item, domain, label and score; group, row, state, rank and relevant where
-                there are any.  Without ``group``, a kind other than ``rows`` has one query per user and domain.  To be
+            frame: any frame with columns user, item, domain, label and score; group, row, state, rank, tied and relevant
+                where there are any.  Without ``group``, a kind other than ``rows`` has one query per user and domain.  To be
                 compared with a model's own scores, users must be its codes.
             kind, task, part, lists, catalogue, places: see the class.
 
         Raises:
             ColumnError: a column is missing or of the wrong type.
-            DataError: a label or score that is no finite number, or a missing user, item or domain.
+            DataError: a label or score that is no finite number, a missing user, item or domain, or ``tied`` that contradicts
+                the ranks.
             ConfigError: an unknown kind.
         """
         if kind not in get_args(Kind):
@@ -121,6 +126,8 @@ class Scores:
             table = table.with_columns((by.rank("dense") - 1).cast(pl.Int64).alias("group"))
         if "row" not in table.columns:
             table = table.with_columns(pl.lit(-1, pl.Int64).alias("row"))
+        if kind == "full" and "tied" in table.columns:
+            _check_ties(table)
         return cls(table.select(*(name for name in TYPES if name in table.columns)), kind, task, part, lists, catalogue, places)
 
     @classmethod
@@ -175,6 +182,18 @@ class Scores:
             return cls(frame, **head)
         kind: Kind = "full" if "rank" in frame.columns else "lists" if "relevant" in frame.columns else "rows"
         return cls.from_frame(frame, kind)
+
+
+def _check_ties(table: pl.DataFrame) -> None:
+    """Refuses blocks of equal scores that cannot be: less than one item, a place before the first, more lines than items."""
+    tied, rank, lines = pl.col("tied"), pl.col("rank"), pl.len().over("domain", "group", "rank")
+    wrong = table.filter(tied.is_null() | (tied < 1) | (rank < (tied + 1) / 2) | (rank.is_finite() & (lines > tied)))
+    if wrong.height:
+        raise DataError(
+            f"{wrong.height:,} lines whose rank and tied cannot be, first rank {wrong['rank'][0]} and tied {wrong['tied'][0]}",
+            "tied: how many items share the score (at least 1); rank: their mean rank, at least (tied + 1) / 2",
+            "correct them, or leave tied out",
+        )
 
 
 def _typed(table: pl.DataFrame) -> list[str]:

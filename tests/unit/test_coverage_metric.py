@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -77,8 +78,35 @@ def test_by_hand() -> None:
     assert get("coverage@2").value(table) == pytest.approx(0.3)  # a b, a d
     assert get("coverage@3").value(table) == pytest.approx(0.4)  # and c; e stands at 40, f is outside the catalogue
     ties = Table.of([0, 0, 0], [1, 1, 1], rank=[2.0, 2.0, 2.0], item=[1, 2, 3], catalogue=4)
-    assert get("coverage@1").value(ties) == 0  # three tied items share place 2
-    assert get("coverage@2").value(ties) == 0.75
+    assert get("coverage@1").value(ties) == pytest.approx(0.25)  # one of three tied items
+    assert get("coverage@2").value(ties) == pytest.approx(0.5)
+    # Of three queries each shows one of a and b at random: each is missed with probability 1/8.
+    coins = Table.of([0] * 6, [1] * 6, [0, 0, 1, 1, 2, 2], rank=[1.5] * 6, tied=[2] * 6, item=list("ababab"), catalogue=4)
+    assert get("coverage@1").value(coins) == pytest.approx(2 * (7 / 8) / 4)
+    assert get("coverage@2").value(coins) == pytest.approx(0.5)
+
+
+def test_ties_beyond_the_stored_places_are_counted_among_the_stored_and_noted() -> None:
+    """Fifty tied items, of which two are stored: they are what the ranking shows."""
+    table = Table.of([0, 0, 0], [9, 1, 1], rank=[1, 26.5, 26.5], tied=[1, 50, 50], item=[1, 2, 3], catalogue=100, places=3)
+    values = [get(f"coverage@{k}").statistic(table) for k in (1, 2, 3)]
+    assert [found.value for found in values] == pytest.approx([0.01, 0.02, 0.03])
+    assert ["beyond the stored places" in (found.note or "") for found in values] == [False, True, True]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_ties_count_in_expectation_over_all_orders(seed: int, k: int) -> None:
+    level = np.random.default_rng(seed).integers(0, 2, (2, 4))  # two queries rank four items
+    shown = [
+        {frozenset(order[:k]) for order in itertools.permutations(range(4)) if list(score[list(order)]) == sorted(score, reverse=True)}
+        for score in level
+    ]  # by symmetry every set of first places is equally likely
+    expected = np.mean([len(one | other) for one in shown[0] for other in shown[1]]) / 4
+    rank = (level[:, None] > level[..., None]).sum(2) + ((level[:, None] == level[..., None]).sum(2) + 1) / 2
+    item, group = np.tile(np.arange(4), 2), np.repeat([0, 1], 4)
+    table = Table.of(np.zeros(8), level.ravel(), group, rank=rank.ravel(), item=item, catalogue=4)
+    assert get(f"coverage@{k}").value(table) == pytest.approx(expected)
 
 
 def test_what_cannot_be_told_is_not() -> None:

@@ -198,16 +198,41 @@ def test_stored_first_places_and_ranks_give_what_the_whole_catalogue_gives(seed:
     query = np.repeat(np.arange(queries), items)
     whole = Table.of(label.ravel(), score.ravel(), query)
     rank = (score[:, None, :] > score[:, :, None]).sum(2) + ((score[:, None, :] == score[:, :, None]).sum(2) + 1) / 2
-    # Among equals negatives are kept first: where the first places end is told by the last negative among them.
-    place = np.argsort(np.argsort(-score + 0.5 * label, axis=1, kind="stable"), axis=1)
+    tied = (score[:, None, :] == score[:, :, None]).sum(2)
+    place = np.argsort(np.argsort(-score + rng.random(score.shape), axis=1), axis=1)
     stored = ((place < kept) | label).ravel()
-    relevant = np.repeat(label.sum(1), items)[stored]
-    part = Table.of(label.ravel()[stored], score.ravel()[stored], query[stored], rank=rank.ravel()[stored], relevant=relevant)
-    for name in ("ndcg@3", "recall@3", "hit_rate@3", "mrr@3"):
+    columns = {"rank": rank, "tied": tied, "relevant": np.repeat(label.sum(1)[:, None], items, 1)}
+    part = Table.of(label.ravel()[stored], score.ravel()[stored], query[stored], **{n: v.ravel()[stored] for n, v in columns.items()})
+    for name in ("ndcg", "mrr", *(f"{base}@{k}" for base in ("ndcg", "recall", "hit_rate", "mrr") for k in (1, 2, 3, 7, 12, 29, 30, 99))):
         assert value(name, part) == pytest.approx(value(name, whole)), name
 
 
+def test_a_block_of_which_one_row_is_stored_by_hand() -> None:
+    # Five items share places 3 to 7; one of them is the positive.
+    table = Table.of([0, 0, 1], [9, 8, 5], rank=[1, 2, 5], tied=[1, 1, 5], relevant=[1, 1, 1])
+    assert [value(f"recall@{k}", table) for k in (2, 3, 4, 6, 7, 50)] == pytest.approx([0, 1 / 5, 2 / 5, 4 / 5, 1, 1])
+    assert value("hit_rate@4", table) == pytest.approx(2 / 5)
+    assert value("mrr", table) == pytest.approx((1 / 3 + 1 / 4 + 1 / 5 + 1 / 6 + 1 / 7) / 5)
+    assert value("mrr@4", table) == pytest.approx((1 / 3 + 1 / 4) / 5)
+    assert value("ndcg@4", table) == pytest.approx((1 / math.log2(4) + 1 / math.log2(5)) / 5)
+    # Two of the five are positive, one more is not in the catalogue: both miss place 3 in 3 of 5 orders.
+    two = Table.of([1, 1, 1], [5, 5, 0], rank=[5, 5, np.inf], tied=[5, 5, 1], relevant=[3, 3, 3])
+    assert value("recall@4", two) == pytest.approx(2 * 2 / 5 / 3)
+    assert value("hit_rate@3", two) == pytest.approx(2 / 5)
+    assert value("hit_rate@4", two) == pytest.approx(1 - (3 * 2) / (5 * 4))
+
+
+def test_a_rank_without_the_number_tied_stands_for_itself() -> None:
+    ranks = {"rank": [1, 5, 5, 9], "relevant": [2] * 4}
+    table = Table.of([0, 0, 1, 1], [9, 5, 5, 1], **ranks)  # two stored rows share 5: places 4.5 and 5.5, above them 3.5
+    assert [value(f"recall@{k}", table) for k in (3, 4, 5, 8, 9)] == pytest.approx([0, 0.125, 0.375, 0.5, 1])
+    first = Table.of([1, 1, 0], [9, 9, 1], rank=[1, 1, 3])  # ties called by their first place, not their mean
+    assert (value("mrr", first), value("recall@2", first)) == (1, 1)
+
+
 def test_items_that_are_not_ranked_are_never_found() -> None:
+    nothing = Table.of([1, 1], [0, 0], rank=[np.inf, np.inf], tied=[1, 1], relevant=[2, 2])
+    assert [value(name, nothing) for name in RANKING] + [value("hit_rate@9", nothing)] == [0] * (len(RANKING) + 1)
     table = Table.of([0, 0, 1, 1], [3, 2, 1, 0], rank=[1, 2, 57, np.inf], relevant=[2, 2, 2, 2])
     assert value("recall@60", table) == 0.5
     assert value("mrr", table) == pytest.approx(1 / 57)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,17 +88,17 @@ def log(rows: Sequence[tuple[Any, ...]], *names: str, **options: Any) -> Events:
     return read_events(frame, user="user", item="item", domain="domain", **known, **options)
 
 
-def random_log(seed: int, domains: str = "xy") -> tuple[Events, list[str]]:
+def random_log(seed: int, domains: str = "xy", items: int = 12) -> tuple[Events, list[str]]:
     """Users and items shared between domains, repeats included; every domain has rows of each part."""
     rng = np.random.default_rng(seed)
     rows, part = [], []
     for domain in domains:
         for user in range(9):
-            for number, item in enumerate(rng.integers(0, 12, rng.integers(1, 8))):
+            for number, item in enumerate(rng.integers(0, items, rng.integers(1, 8))):
                 rows.append((f"u{user}", f"i{item:02}", domain))
                 part.append("train" if number < 2 else str(rng.choice(["train", "valid", "test"])))
         for kept in ("train", "valid", "test"):
-            rows.append(("last", f"i{rng.integers(0, 12):02}", domain))
+            rows.append(("last", f"i{rng.integers(0, items):02}", domain))
             part.append(kept)
     return log(rows), part
 
@@ -112,8 +113,8 @@ def named(scores: Scores, data: Dataset) -> pl.DataFrame:
     return scores.frame.with_columns(users.alias("user"), items.alias("item"))
 
 
-def brute_force(model: Dot, data: Dataset, events: Events, part: list[str], asked: str) -> dict[tuple[str, str, str], float]:
-    """Rank of every relevant (domain, user, item), from the ids alone."""
+def brute_force(model: Dot, data: Dataset, events: Events, part: list[str], asked: str) -> dict[tuple[str, str, str], dict[str, float]]:
+    """Score of all that is ranked for every (domain, user, relevant item), from the ids alone."""
     before = {"train": [], "valid": ["train"], "test": ["train", "valid"]}[asked]
     rows = list(zip(events.frame().select("user", "item", "domain").iter_rows(), part, strict=True))
     code = {
@@ -127,10 +128,8 @@ def brute_force(model: Dot, data: Dataset, events: Events, part: list[str], aske
             relevant = {i for (u, i, where), p in rows if (u, where, p) == (user, domain, asked)}
             seen = {i for (u, i, where), p in rows if (u, where) == (user, domain) and p in before}
             value = {i: float(model.user[code["user"][user]] @ model.item[code["item"][i]]) * (1 + d) for i in shown}
-            ranked = [value[i] for i in shown if i in relevant or i not in seen]
-            for item in relevant:
-                above, equal = sum(v > value[item] for v in ranked), sum(v == value[item] for v in ranked)
-                out[domain, user, item] = above + (equal + 1) / 2
+            ranked = {i: value[i] for i in sorted(shown) if i in relevant or i not in seen}
+            out |= {(domain, user, item): ranked for item in relevant}
     return out
 
 
@@ -144,14 +143,39 @@ class TestFullRanking:
         scores = score(model, data, asked, task=RETRIEVAL, candidates="full", k=k)
         assert scores.kind == "full"
         relevant = named(scores, data).filter(pl.col("label") == 1)
-        found = {(r["domain"], r["user"], r["item"]): r["rank"] for r in relevant.iter_rows(named=True)}
-        assert found == brute_force(model, data, events, part, asked)
+        found = {(r["domain"], r["user"], r["item"]): (r["rank"], r["tied"]) for r in relevant.iter_rows(named=True)}
+        expected = {}
+        for key, ranked in brute_force(model, data, events, part, asked).items():
+            above, equal = (sum(compare(v, ranked[key[2]]) for v in ranked.values()) for compare in (operator.gt, operator.eq))
+            expected[key] = (above + (equal + 1) / 2, equal)
+        assert found == expected
         assert len(relevant) == len(found)
         at = relevant["row"].to_list()
         assert [events.frame()["item"][row] for row in at] == relevant["item"].to_list()
         assert {part[row] for row in at} == {asked}
         number = relevant.group_by("group").len().join(relevant.select("group", "relevant").unique(), on="group")
         assert number["len"].to_list() == number["relevant"].to_list()
+
+    @settings(max_examples=12, deadline=None)
+    @forall(seed=st.integers(0, 10**6), levels=st.sampled_from([0, 1, 2]), k=st.sampled_from([0, 1, 4, 100]))
+    def test_metrics_are_those_of_the_whole_lists(self, tmp_path_factory: pytest.TempPathFactory, seed: int, levels: int, k: int) -> None:
+        """However many places are kept and however many items tie: the same values as every item's score in a given list."""
+        events, part = random_log(seed, items=25)
+        data = made(events, part, tmp_path_factory.mktemp("world"))
+        model = Dot(data.schema, levels=levels)
+        by_query: dict[tuple[str, str], tuple[dict[str, float], set[str]]] = {}
+        for (domain, user, item), ranked in brute_force(model, data, events, part, "test").items():
+            by_query.setdefault((domain, user), (ranked, set()))[1].add(item)
+        rows = [(user, i, d, float(i in right), v) for (d, user), (ranked, right) in by_query.items() for i, v in ranked.items()]
+        lists = Scores.from_frame(pl.DataFrame(rows, ["user", "item", "domain", "label", "score"], orient="row"), "lists")
+        names = ["ndcg", "mrr", *(f"{base}@{cut}" for base in ("recall", "ndcg", "hit_rate", "mrr") for cut in (1, 2, 3, 5, 9, 14, 25, 40))]
+        columns = ("metric", "domain", "value")
+        full, whole = (
+            measure(scores, names, resamples=0).filter(pl.col("state") == "all").select(columns).sort(columns[:2])
+            for scores in (score(model, data, "test", task=RETRIEVAL, candidates="full", k=k), lists)
+        )
+        assert full.select("metric", "domain").equals(whole.select("metric", "domain"))
+        assert full["value"].to_list() == pytest.approx(whole["value"].to_list())
 
     @pytest.mark.parametrize("small", [False, True])
     def test_other_models_rank_as_retrievers_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
@@ -179,6 +203,7 @@ class TestFullRanking:
             relevant = {i for (u, i, d), p in rows if (u, d) == (user, domain) and p == "test"}
             assert set(query["item"]) == (shown - seen) | relevant
             assert query["rank"].to_list() == pytest.approx(query["score"].rank("average", descending=True).to_list())
+            assert query["tied"].to_list() == query.select(pl.len().over("score"))["len"].to_list()
             assert query["rank"].is_sorted()
             assert set(query.filter(pl.col("label") == 1)["item"]) == relevant
         top = score(Dot(data.schema), data, "test", task=RETRIEVAL, k=2).frame
@@ -192,7 +217,7 @@ class TestFullRanking:
         data = made(events, ["train", "train", "valid", "test", "test"], tmp_path)
         scores = score(Dot(data.schema), data, "test", task=RETRIEVAL, catalogue="train")
         found = named(scores, data)
-        assert found.filter(pl.col("item") == "z").select("rank", "label", "relevant", "row").row(0) == (math.inf, 1.0, 2, 4)
+        assert found.filter(pl.col("item") == "z").select("rank", "tied", "label", "relevant", "row").row(0) == (math.inf, 1, 1.0, 2, 4)
         assert found["score"].is_finite().all()
         recall = measure(scores, ["recall@10", "mrr"], resamples=0).filter(pl.col("state") == "all", pl.col("domain") == "x")
         assert recall["value"][0] == 0.5
@@ -384,15 +409,18 @@ class TestRows:
 class TestRanking:
     @settings(max_examples=50, deadline=None)
     @forall(st.integers(0, 10**6), st.integers(1, 9), st.integers(0, 9))
-    def test_ties_share_their_mean_rank(self, seed: int, n: int, k: int) -> None:
+    def test_ties_share_their_mean_rank_and_are_counted(self, seed: int, n: int, k: int) -> None:
         rng = np.random.default_rng(seed)
         table = rng.integers(0, 4, (3, n)).astype(np.float32)
         table[rng.random(table.shape) < 0.2] = -np.inf
         expected = pl.DataFrame(table.T).select(pl.all().rank("average", descending=True)).to_numpy().T
         row, column = np.nonzero(table > -np.inf)
         found = ranks(torch.tensor(table), torch.tensor(row), torch.tensor(column))
-        assert found.tolist() == expected[row, column].tolist()
-        row, column, value, rank = (t.numpy() for t in best(torch.tensor(table), min(k, n)))
+        tied = (table[:, None] == table[..., None]).sum(2)
+        assert found[0].tolist() == expected[row, column].tolist()
+        assert found[1].tolist() == tied[row, column].tolist()
+        row, column, value, rank, level = (t.numpy() for t in best(torch.tensor(table), min(k, n)))
+        assert level.tolist() == tied[row, column].tolist()
         assert value.tolist() == table[row, column].tolist()
         assert rank.tolist() == expected[row, column].tolist()
         for r in range(3):
@@ -439,6 +467,23 @@ class TestScores:
             Scores.from_frame(pd.DataFrame({**self.FRAME.to_dict(as_series=False), "user": ["p", None, "q"]}))
         with pytest.raises(ConfigError, match="kind 'listed'"):
             Scores.from_frame(self.FRAME, "listed")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("rank", "tied", "lines"), [([1.5, 1.5], [2, 0], 1), ([1.0, 2.0], [1, None], 1), ([1.0, 1.5], [1, 3], 1), ([3.0, 3.0], [1, 1], 2)]
+    )
+    def test_ties_that_cannot_be_are_refused(self, rank: list[float], tied: list[int | None], lines: int) -> None:
+        one = {"user": 0, "item": [1, 2], "domain": "x", "label": [0, 1], "score": [2.0, 1.0], "rank": rank, "tied": tied, "relevant": 1}
+        with pytest.raises(DataError, match=f"(?s){lines} lines whose rank and tied cannot be.*at least 1.*leave tied out"):
+            Scores.from_frame(pl.DataFrame(one), "full")
+
+    def test_ties_of_another_library(self, tmp_path: Path) -> None:
+        """Places 3 to 7 tied, one of two relevant items among them; one relevant item stands outside the catalogue."""
+        one = {"user": 0, "item": [1, 2, 3], "domain": "x", "label": [0, 1, 1], "score": [2.0, 1.0, 0.0], "relevant": 2}
+        frame = pl.DataFrame({**one, "rank": [1.0, 5.0, math.inf], "tied": [1, 5, 1]})
+        frame.write_parquet(tmp_path / "theirs.parquet")
+        for scores, expected in ((Scores.load(tmp_path / "theirs.parquet"), 1 / 5), (Scores.from_frame(frame.drop("tied"), "full"), 0)):
+            found = measure(scores, ["recall@4"], resamples=0).filter(pl.col("domain") == "x", pl.col("state") == "all")
+            assert found["value"].to_list() == pytest.approx([expected])
 
     def test_only_like_scores_are_joined(self) -> None:
         first = Scores.from_frame(self.FRAME, task="ctr")

@@ -25,8 +25,10 @@ class Table:
         score: (N,) higher is better; logits or ratings.
         users: number of users.
         rank: (N,) exact 1-based rank in the whole catalogue, for rankings of which only the first places and the positives
-            are stored; tied items share their mean rank; infinite: outside the catalogue.  None: the rows of a group are
-            all that is ranked.
+            are stored; tied items share their mean rank; infinite: outside the catalogue, never found.  None: the rows of a
+            group are all that is ranked.
+        tied: (N,) how many items of the whole catalogue have the row's score, itself included.  None: not known, so a rank
+            stands for itself and only stored rows of the same rank are tied.
         relevant: (N,) the group's number of positives, listed or not.  None: all are listed.
         item: (N,) which item, any ids; None: not known.
         catalogue: number of items in the whole catalogue; None: not known.
@@ -39,6 +41,7 @@ class Table:
     score: Floats
     users: int
     rank: Floats | None = None
+    tied: Ints | None = None
     relevant: Ints | None = None
     item: NDArray[Any] | None = None
     catalogue: int | None = None
@@ -52,6 +55,7 @@ class Table:
         group: ArrayLike | None = None,
         user: ArrayLike | None = None,
         rank: ArrayLike | None = None,
+        tied: ArrayLike | None = None,
         relevant: ArrayLike | None = None,
         item: ArrayLike | None = None,
         catalogue: int | None = None,
@@ -63,7 +67,7 @@ class Table:
             label, score: (N,) numbers.
             group: (N,) any ids; None: all rows are one group.
             user: (N,) any ids; None: every group is a user.
-            rank, relevant, item: (N,), see the class.
+            rank, tied, relevant, item: (N,), see the class.
             catalogue, places: see the class.
         """
         labels = np.asarray(label, np.float64)
@@ -76,6 +80,7 @@ class Table:
             np.asarray(score, np.float64),
             int(users.max(initial=-1)) + 1,
             None if rank is None else np.asarray(rank, np.float64),
+            None if tied is None else np.asarray(tied, np.int64),
             None if relevant is None else np.asarray(relevant, np.int64),
             None if item is None else np.asarray(item),
             catalogue,
@@ -110,6 +115,23 @@ class Table:
         relevant = np.zeros(self.groups, np.int64)
         relevant[self.group] = self.relevant
         return relevant
+
+    @cached_property
+    def stored(self) -> Ints:
+        """(N,) rows of the same group and ``rank``, the row itself included."""
+        assert self.rank is not None
+        order = np.lexsort((self.rank, self.group))
+        count = np.diff(_starts(self.group[order], self.rank[order]), append=len(self))
+        out = np.zeros(len(self), np.int64)
+        out[order] = np.repeat(count, count)
+        return out
+
+    @cached_property
+    def tie(self) -> tuple[Floats, Ints]:
+        """(N,) items above the row's block of equal scores, and (N,) items in the block, by ``rank``."""
+        assert self.rank is not None
+        size = self.stored if self.tied is None else self.tied
+        return np.maximum(self.rank - (size + 1) / 2, 0.0), size  # ranks from elsewhere may be their block's first place
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -152,30 +174,13 @@ class Blocks:
 
     @classmethod
     def exact(cls, table: Table) -> Blocks:
-        """Places the positives at their stored ranks; infinite ones are never found.
-
-        Of each group the first places are stored whole, down to its last stored negative at least.  A tie that begins there is
-        known: its mean rank and the number of rows before it give its size, even when it reaches beyond what is stored.  Of a tie
-        further down only the mean rank is known: its positives make the smallest block of that mean rank, exact when they tie
-        with nothing but each other.
-        """
+        """Places the positives at their stored ranks; infinite ones are never found.  Blocks without a positive are left out."""
         assert table.rank is not None
-        kept = np.flatnonzero(~np.isnan(table.rank))
+        kept = np.flatnonzero(np.isfinite(table.rank) & (table.label > 0))
         kept = kept[np.lexsort((table.rank[kept], table.group[kept]))]
-        group, rank, positive = table.group[kept], table.rank[kept], table.label[kept] > 0
-        start = _starts(group, rank)
-        stored = np.diff(start, append=len(kept))
-        positives = np.add.reduceat(positive.astype(np.int64), start) if len(kept) else start
-        last = np.full(table.groups, -np.inf)  # rank of each group's last stored negative: where the first places end
-        np.maximum.at(last, group[~positive], rank[~positive])
-        group, rank = group[start], rank[start]
-        before = start - start[np.searchsorted(group, group)]
-        size = np.where(rank <= last[group], 2 * (rank - before) - 1, 0)
-        known = (size == stored) | ((size > stored) & (rank == last[group]))
-        above = np.where(known, before, rank - (positives + 1) / 2)
-        size = np.where(known, size, positives).astype(np.int64)
-        hit = positives > 0
-        return cls(group[hit], above[hit], size[hit], positives[hit])
+        start = _starts(table.group[kept], table.rank[kept])
+        first, (above, size) = kept[start], table.tie
+        return cls(table.group[first], above[first], size[first], np.diff(start, append=len(kept)).astype(np.int64))
 
     @cached_property
     def first(self) -> Ints:

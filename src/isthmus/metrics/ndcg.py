@@ -33,12 +33,12 @@ class NDCG(PerGroup):
     def per_group(self, table: Table) -> Floats:
         blocks, relevant = table.blocks, table.group_relevant
         end = blocks.above + blocks.size
-        last = max(float(np.max(end, initial=1, where=np.isfinite(end))), float(relevant.max(initial=1)))
+        last = max(float(end.max(initial=1)), float(relevant.max(initial=1)))
         places = int(np.ceil(last)) if self.k is None else self.k
         total = np.concatenate(([0.0], np.cumsum(1 / np.log2(np.arange(places) + 2))))  # discounts of the first 0, 1, 2, ... places
 
         def discounts(n: Floats) -> Floats:
-            """Between whole places (the mean rank of a tie) the line between them."""
+            """Between whole places (mean ranks from elsewhere, without the number tied) the line between them."""
             return np.interp(n, np.arange(places + 1), total)
 
         mean = (discounts(end) - discounts(blocks.above)) / blocks.size
