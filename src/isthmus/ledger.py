@@ -11,10 +11,12 @@ import polars as pl
 
 from isthmus import metrics as metric_files
 from isthmus.errors import ConfigError, DataError, nearest
-from isthmus.measure import ALL, Estimate, Key, Scored, check, cut, estimate, mean
+from isthmus.estimates import Estimate, Key, estimate, mean
+from isthmus.measure import ALL, check
 from isthmus.metrics import Metric
 from isthmus.metrics._bootstrap import ENOUGH
 from isthmus.metrics._inference import SAME, holm, seed_variance, student
+from isthmus.slices import Scored, cut
 
 COLUMNS = {
     "model": pl.String,

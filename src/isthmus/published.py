@@ -10,13 +10,14 @@ import polars as pl
 
 from isthmus import metrics as metric_files
 from isthmus.errors import ConfigError, nearest
+from isthmus.estimates import ALL, Estimate, estimate
 from isthmus.ledger import ONE_SEED, Entry
-from isthmus.measure import ALL, Estimate, cut, estimate
 from isthmus.metrics import Metric
 from isthmus.metrics._bootstrap import interval
 from isthmus.metrics._inference import holm, student
 from isthmus.recipe import Paper
 from isthmus.schema import Schema
+from isthmus.slices import cut
 
 COLUMNS = {
     "model": pl.String,

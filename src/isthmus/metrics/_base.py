@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, cast
 
 import numpy as np
 
 from isthmus.errors import ConfigError
-from isthmus.metrics._table import Floats, Table
+from isthmus.metrics._table import Floats, Ints, Table, sums
 
 RANKED = ("rows", "lists", "sampled", "full")
 LISTED = ("rows", "lists", "sampled")
@@ -58,12 +58,13 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        return float(self._of(self.top.sum(keepdims=True), self.bottom.sum(keepdims=True))[0])
+        return float(self.of(self.top.sum(keepdims=True), self.bottom.sum(keepdims=True))[0])
 
     def resampled(self, weight: Floats) -> Floats:
-        return self._of(self.top @ weight, self.bottom @ weight)
+        return self.of(self.top @ weight, self.bottom @ weight)
 
-    def _of(self, top: Floats, bottom: Floats) -> Floats:
+    def of(self, top: Floats, bottom: Floats) -> Floats:
+        """(R,) the ratio of R sums over users, NaN where not defined."""
         ratio = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
         return ratio if self.finish is None else self.finish(ratio)
 
@@ -136,14 +137,39 @@ class PerGroup(Metric):
     def statistic(self, table: Table) -> Statistic:
         if not len(table):
             return Undefined("no rows")
-        value = self.per_group(table)
+        return self.of_groups(self.per_group(table), self.group_weight(table), table.group_user, table.users)
+
+    def of_groups(self, value: Floats, weight: Floats, user: Ints, users: int) -> Statistic:
+        """The mean over some groups of a table.
+
+        Args:
+            value, weight: (G,) what ``per_group`` and ``group_weight`` say of them.
+            user: (G,) whose they are, 0 .. users - 1.
+            users: number of users.
+        """
         out = np.isnan(value)
+        if not len(value):
+            return Undefined("no rows")
         if out.all():
             return Undefined(f"all {len(out)} groups are {self.left_out}")
-        weight = np.where(out, 0.0, self.group_weight(table))
-        top = table.per_user(np.where(out, 0.0, value) * weight, by=table.group_user)
+        weight = np.where(out, 0.0, weight)
+        top = sums(user, np.where(out, 0.0, value) * weight, users)
         note = f"{int(out.sum())} of {len(out)} groups are {self.left_out}: left out" if out.any() else None
-        return Ratio(top, table.per_user(weight, by=table.group_user), note)
+        return Ratio(top, sums(user, weight, users), note)
+
+
+def resampled(statistics: Sequence[Statistic], weight: Floats) -> Floats:
+    """(S, R) each statistic when user u counts ``weight[u, r]`` times; the weights are read once for all that are ratios."""
+    found = np.empty((len(statistics), weight.shape[1]))
+    ratios = [n for n, s in enumerate(statistics) if isinstance(s, Ratio)]
+    stack = np.array([half for n in ratios for half in (cast("Ratio", statistics[n]).top, cast("Ratio", statistics[n]).bottom)])
+    totals = stack @ weight if ratios else stack
+    for place, number in enumerate(ratios):
+        found[number] = cast("Ratio", statistics[number]).of(totals[2 * place], totals[2 * place + 1])
+    for number, statistic in enumerate(statistics):
+        if not isinstance(statistic, Ratio):
+            found[number] = statistic.resampled(weight)
+    return found
 
 
 def sigmoid(score: Floats) -> Floats:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from isthmus.metrics._table import Floats
 
+Counts = NDArray[np.uint8]
 CELLS = 1 << 22  # users x resamples held at once: 32 MiB
+KEPT = 1 << 26  # users x resamples of one set of counts that is kept: 64 MiB
 MOST = 256  # resamples held at once, however few the users
 ENOUGH = 0.9  # share of resamples in which a metric must be defined for an interval
 
@@ -28,9 +32,24 @@ def user_weights(users: int, resamples: int, seed: int) -> Iterator[tuple[slice,
     Yields:
         (columns, weight): which resamples, and their (users, columns) counts.
     """
+    for columns, count in user_counts(users, resamples, seed):
+        yield columns, count.astype(np.float64)
+
+
+def user_counts(users: int, resamples: int, seed: int) -> Iterable[tuple[slice, Counts]]:
+    """``user_weights`` as small integers; those of a comparison, in which all tables have the same users, are drawn once."""
+    return _kept(users, resamples, seed) if users * resamples <= KEPT else _drawn(users, resamples, seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept(users: int, resamples: int, seed: int) -> tuple[tuple[slice, Counts], ...]:
+    return tuple(_drawn(users, resamples, seed))
+
+
+def _drawn(users: int, resamples: int, seed: int) -> Iterator[tuple[slice, Counts]]:
     pmf = np.rint(stats.poisson.pmf(np.arange(9), 1.0) * 65536).astype(np.int64)
     pmf[0] += 65536 - pmf.sum()  # rounding: 65,536 equally likely draws
-    count = np.repeat(np.arange(9.0), pmf)
+    count = np.repeat(np.arange(9, dtype=np.uint8), pmf)
     rng = np.random.Generator(np.random.Philox(seed))
     step = min(MOST, max(1, CELLS // max(users, 1)))
     for start in range(0, resamples, step):

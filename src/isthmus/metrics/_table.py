@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+COMPARED = 4  # distinct scores of positives in a group, up to which comparing every row with each is faster than sorting
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Maximal runs of equal scores within a group, best first, groups in order.
+    """Maximal runs of equal scores within a group that hold a positive, best first, groups in order.
 
     Within a block every order is equally likely, so metrics take the expectation over the orders.
 
@@ -163,14 +164,15 @@ class Blocks:
 
     @classmethod
     def ranked(cls, table: Table) -> Blocks:
-        """Ranks the rows of each group by score."""
-        order = np.lexsort((-table.score, table.group))
-        group, score = table.group[order], table.score[order]
-        start = _starts(group, score)
-        positives = np.add.reduceat((table.label[order] > 0).astype(np.int64), start) if len(order) else start
-        block_group = group[start]
-        first = np.searchsorted(group, np.arange(table.groups))
-        return cls(block_group, (start - first[block_group]).astype(np.float64), np.diff(start, append=len(order)), positives)
+        """Places the positives among the rows of their group, by score."""
+        hit = np.flatnonzero(table.label > 0)
+        hit = hit[np.lexsort((-table.score[hit], table.group[hit]))]
+        start = _starts(table.group[hit], table.score[hit])
+        group, score = table.group[hit[start]], table.score[hit[start]]
+        nth = np.arange(len(group)) - np.searchsorted(group, group)  # of its group's blocks
+        place = _compared if nth.max(initial=0) < COMPARED else _sorted
+        above, size = place(table, group, score, nth)
+        return cls(group, above, size, np.diff(start, append=len(hit)).astype(np.int64))
 
     @classmethod
     def exact(cls, table: Table) -> Blocks:
@@ -184,9 +186,34 @@ class Blocks:
 
     @cached_property
     def first(self) -> Ints:
-        """Indices of each group's first block with a positive; groups without one are not in it."""
-        hit = np.flatnonzero(self.positives)
-        return hit[_starts(self.group[hit])]
+        """Indices of each group's first block; groups without a positive are not in it."""
+        return _starts(self.group)
+
+
+def _compared(table: Table, group: Ints, score: Floats, nth: Ints) -> tuple[Floats, Ints]:
+    """Rows above and rows in each block, by comparing every row with its group's first block, then its second, and so on."""
+    above, size = np.zeros(len(group)), np.zeros(len(group), np.int64)
+    for number in range(int(nth.max(initial=-1)) + 1):
+        block = np.full(table.groups, -1)
+        block[group[nth == number]] = np.flatnonzero(nth == number)
+        own = block[table.group]
+        held = own >= 0
+        own, mine = (own, table.score) if held.all() else (own[held], table.score[held])
+        bar = score[own]
+        above += np.bincount(own[mine > bar], minlength=len(group))
+        size += np.bincount(own[mine == bar], minlength=len(group))
+    return above, size
+
+
+def _sorted(table: Table, group: Ints, score: Floats, nth: Ints) -> tuple[Floats, Ints]:
+    """The same by sorting all rows: for groups of many positives."""
+    order = np.lexsort((-table.score, table.group))
+    owner, value = table.group[order], table.score[order]
+    start = _starts(owner, value)
+    size = np.diff(start, append=len(order))
+    hit = np.add.reduceat((table.label[order] > 0).astype(np.int64), start) > 0
+    first = np.searchsorted(owner, group)
+    return (start[hit] - first).astype(np.float64), size[hit].astype(np.int64)
 
 
 def sums(index: Ints, value: ArrayLike, size: int) -> Floats:

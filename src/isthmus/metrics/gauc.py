@@ -37,12 +37,13 @@ class GAUC(PerGroup):
 
     def per_group(self, table: Table) -> Floats:
         blocks = table.blocks
-        negatives = blocks.size - blocks.positives
         before = np.cumsum(blocks.positives) - blocks.positives  # positives of earlier blocks, over all groups
         positives = table.group_positives
+        negatives = np.bincount(table.group, minlength=table.groups) - positives
         earlier = np.cumsum(positives) - positives  # of them, those of earlier groups
-        won = negatives * (before - earlier[blocks.group] + 0.5 * blocks.positives)
-        pairs = positives * (np.bincount(table.group, minlength=table.groups) - positives)
+        lost = blocks.above - (before - earlier[blocks.group]) + 0.5 * (blocks.size - blocks.positives)  # pairs of each positive
+        won = blocks.positives * (negatives[blocks.group] - lost)
+        pairs = positives * negatives
         total = sums(blocks.group, won, table.groups)
         return np.divide(total, pairs, out=np.full(table.groups, np.nan), where=pairs > 0)
 
