@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,6 +12,7 @@ import torch
 from isthmus.batch import Needs
 from isthmus.data import split
 from isthmus.data.batches import Plan, batches
+from isthmus.data.catalogues import Catalogues
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
@@ -39,6 +42,26 @@ def _some_rows(dataset: Dataset, n: int) -> tuple[np.ndarray, tuple[int, ...]]:
     rows = dataset.part("train")
     items = [np.asarray(rows.item[rows.of(d)])[:n].astype(np.int64) for d in range(1, len(dataset.schema.domains))]
     return np.concatenate(items), (0, 0, *np.cumsum([len(i) for i in items]).tolist())
+
+
+def test_catalogues_lie_end_to_end(tmp_path: Path) -> None:
+    """Domain a shows p, q (twice) and r, domain b shows r and p; s is of the test part."""
+    rows = [("a", "p"), ("a", "q"), ("a", "q"), ("a", "r"), ("b", "r"), ("b", "p"), ("b", "s")]
+    frame = pl.DataFrame({"user": range(7), "item": [i for _, i in rows], "domain": [d for d, _ in rows]})
+    events = read_events(frame, user="user", item="item", domain="domain")
+    data = encode(events, split.given(events, ["train"] * 6 + ["test"]), tmp_path / "d")
+    found, code = Catalogues(data), dict(zip("pqrs", data.item_vocabulary.encode(list("pqrs")).tolist(), strict=True))
+    assert found.start.tolist() == [0, 3, 5]
+    assert found.size.tolist() == [3, 2]
+    a, b = found.split(found.item)
+    assert (a.tolist(), b.tolist()) == (sorted(code[i] for i in "pqr"), sorted(code[i] for i in "pr"))
+    assert [dict(zip(i.tolist(), n.tolist(), strict=True)) for i, n in zip((a, b), found.split(found.popularity), strict=True)] == [
+        {code["p"]: 1.0, code["q"]: 2.0, code["r"]: 1.0},
+        {code["p"]: 1.0, code["r"]: 1.0},
+    ]
+    place, known = found.find(np.array([0, 1, 1, 0]), np.array([code["q"], code["q"], code["p"], code["p"]]))
+    assert known.tolist() == [True, False, True, True]
+    assert place[known].tolist() == [a.tolist().index(code["q"]), 3 + b.tolist().index(code["p"]), a.tolist().index(code["p"])]
 
 
 def test_a_full_pool_is_the_catalogue_of_every_domain_with_rows(dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isthmus.data.catalogues import Catalogues
 from isthmus.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -40,23 +41,14 @@ class Negatives:
             raise ConfigError(f"sampler {how!r}", f"one of {HOW}", nearest(how, HOW))
         if n < 0:
             raise ConfigError(f"{n} negatives", "0 or more", "correct it")
-        domains = range(len(dataset.schema.domains))
-        catalogues = [np.asarray(dataset.catalogue(d), np.int64) for d in domains]
-        weights = [
-            np.maximum(dataset.popularity(d)[catalogue], 1.0) ** alpha if how == "popularity" else np.ones(len(catalogue))
-            for d, catalogue in zip(domains, catalogues, strict=True)
-        ]
-        self.n = n
-        self._known, self._items = dataset.known, dataset.schema.item.size
-        self._size = np.array([len(c) for c in catalogues], np.int64)
-        self._start = np.append(0, np.cumsum(self._size))
-        self._item = np.concatenate(catalogues)
-        self._key = np.repeat(np.arange(len(self._size)), self._size) * self._items + self._item
-        self._weight = np.concatenate(weights)
+        self.n, self._known = n, dataset.known
+        self.shown = shown = Catalogues(dataset)
+        self._weight = np.maximum(shown.popularity, 1.0) ** alpha if how == "popularity" else np.ones(len(shown.item))
+        weights = shown.split(self._weight)
         total = np.array([w.sum() for w in weights])
-        self._log_q = np.log(self._weight / np.repeat(total, self._size))
+        self._log_q = np.log(self._weight / np.repeat(total, shown.size))
         self._rare = -np.log(np.maximum(total, 1.0))  # weight 1: an item outside the catalogue
-        tables = [_alias(w, int(start)) for w, start in zip(weights, self._start, strict=False)]
+        tables = [_alias(w, int(start)) for w, start in zip(weights, shown.start, strict=False)]
         self._keep, self._alias = (np.concatenate(column) for column in zip(*tables, strict=True))
 
     def sample(
@@ -78,8 +70,8 @@ class Negatives:
         Raises:
             DataError: a domain with rows and without a catalogue.
         """
-        domain = np.repeat(np.arange(len(self._size)), np.diff(offsets))
-        if (self._size[domain] == 0).any():
+        domain = np.repeat(np.arange(len(self.shown.size)), np.diff(offsets))
+        if (self.shown.size[domain] == 0).any():
             raise DataError("rows of a domain that shows no item", "a catalogue for every domain in use", "check the items shown by domain")
         row = np.repeat(np.arange(len(user)), self.n)
         place = self._draw(domain[row], rng)
@@ -93,18 +85,18 @@ class Negatives:
         if open_.size:
             place[open_] = self._listed(user, domain, positive, row[open_], rng)
         log_q = np.concatenate([self._log_q_of(domain, positive)[:, None], self._log_q[place].reshape(-1, self.n)], axis=1)
-        return self._item[place].reshape(-1, self.n), log_q.astype(np.float32)
+        return self.shown.item[place].reshape(-1, self.n), log_q.astype(np.float32)
 
     def _draw(self, domain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One place in the catalogues per domain index given, from q; by the alias method, at a cost that no size changes."""
-        point = rng.random(len(domain)) * self._size[domain]
+        point = rng.random(len(domain)) * self.shown.size[domain]
         bucket = point.astype(np.int64)
-        place = self._start[domain] + bucket
+        place = self.shown.start[domain] + bucket
         return np.where(point - bucket < self._keep[place], place, self._alias[place])
 
     def _refused(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, place: np.ndarray) -> np.ndarray:
         """(b, k): which places (b, k) hold their row's positive, or an item that its user is known to have chosen."""
-        item = self._item[place]
+        item = self.shown.item[place]
         return self._known(user, domain, item) | (item == positive[:, None])
 
     def _listed(self, user: np.ndarray, domain: np.ndarray, positive: np.ndarray, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -114,18 +106,18 @@ class Negatives:
         coin = rng.integers(COINS, size=len(row)) / COINS  # coarse enough that adding a row number is exact
         for d in np.unique(domain[rows]):
             ours = np.flatnonzero(domain[rows] == d)
-            for chunk in np.array_split(ours, max(1, -(-len(ours) * int(self._size[d]) // CELLS))):
+            for chunk in np.array_split(ours, max(1, -(-len(ours) * int(self.shown.size[d]) // CELLS))):
                 slots = np.flatnonzero((slot_of >= chunk[0]) & (slot_of <= chunk[-1]))
                 share = self._allowed_share(user[rows[chunk]], int(d), positive[rows[chunk]])
                 at = slot_of[slots] - chunk[0]
                 ladder = (share.cumsum(1) / share.sum(1, keepdims=True) + np.arange(len(chunk))[:, None]).ravel()
-                place[slots] = self._start[d] + np.searchsorted(ladder, at + coin[slots], side="right") % self._size[d]
+                place[slots] = self.shown.start[d] + np.searchsorted(ladder, at + coin[slots], side="right") % self.shown.size[d]
         return place
 
     def _allowed_share(self, user: np.ndarray, domain: int, positive: np.ndarray) -> np.ndarray:
         """(b, catalogue) weights of the items that each row may draw, 0 for the others."""
-        ours = slice(self._start[domain], self._start[domain + 1])
-        item = np.broadcast_to(self._item[ours], (len(user), int(self._size[domain])))
+        ours = slice(self.shown.start[domain], self.shown.start[domain + 1])
+        item = np.broadcast_to(self.shown.item[ours], (len(user), int(self.shown.size[domain])))
         weight = np.broadcast_to(self._weight[ours], item.shape)
         other = weight * (item != positive[:, None])
         unknown = other * ~self._known(user, domain, item)
@@ -134,9 +126,8 @@ class Negatives:
 
     def _log_q_of(self, domain: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Log q of given items in given domains."""
-        wanted = domain * self._items + item
-        at = np.minimum(np.searchsorted(self._key, wanted), len(self._key) - 1)
-        return np.where(self._key[at] == wanted, self._log_q[at], self._rare[domain])
+        place, known = self.shown.find(domain, item)
+        return np.where(known, self._log_q.take(place, mode="clip"), self._rare[domain])
 
 
 def _alias(weight: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:

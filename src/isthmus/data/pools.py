@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isthmus.data.catalogues import Catalogues
 from isthmus.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -55,14 +56,8 @@ class Pools:
             raise ConfigError(f"sampler {how!r}", f"one of {POOLED}", nearest(how, POOLED))
         if n < 0:
             raise ConfigError(f"{n} negatives", "0 or more", "correct it")
-        domains = range(len(dataset.schema.domains))
-        catalogues = [np.asarray(dataset.catalogue(d), np.int64) for d in domains]
-        self.how, self.n, self._items = how, n if how == "mixed" else 0, dataset.schema.item.size
-        self._size = np.array([len(c) for c in catalogues], np.int64)
-        self._start = np.append(0, np.cumsum(self._size))
-        self._item = np.concatenate(catalogues)
-        self._key = np.repeat(np.arange(len(self._size)), self._size) * self._items + self._item  # ascending: catalogues are
-        self._share = np.concatenate([_share(dataset.popularity(d)[c]) for d, c in zip(domains, catalogues, strict=True)])
+        self.how, self.n, self.shown = how, n if how == "mixed" else 0, Catalogues(dataset)
+        self._share = np.concatenate([_share(count) for count in self.shown.split(self.shown.popularity)])
 
     def sample(self, offsets: Sequence[int], item: np.ndarray, rng: np.random.Generator) -> Shared:
         """The candidates of one batch.
@@ -77,15 +72,19 @@ class Pools:
         """
         rows = np.diff(offsets)
         domain = np.repeat(np.arange(len(rows)), rows)
-        place = self._place(domain, item)
+        shown = self.shown
+        place, known = shown.find(domain, item)
+        if not known.all():
+            came = "a training row whose item its domain does not show"
+            raise DataError(came, "items of the domain's train catalogue", "encode the data again")
         if self.how == "full":
             present = rows > 0
-            size = np.where(present, self._size, 0)
+            size = np.where(present, shown.size, 0)
             bounds = np.append(0, np.cumsum(size))
-            return Shared(self._item[np.repeat(present, self._size)], bounds, bounds[domain] + place - self._start[domain], None)
+            return Shared(shown.item[np.repeat(present, shown.size)], bounds, bounds[domain] + place - shown.start[domain], None)
         drawn = np.where(rows > 0, self.n, 0)
         of = np.repeat(np.arange(len(rows)), drawn)
-        extra = self._start[of] + rng.integers(self._size[of]) if len(of) else np.zeros(0, np.int64)
+        extra = shown.start[of] + rng.integers(shown.size[of]) if len(of) else np.zeros(0, np.int64)
         bounds = np.append(0, np.cumsum(rows + drawn))
         own = bounds[domain] + np.arange(len(item)) - np.asarray(offsets)[domain]
         found = np.empty(bounds[-1], np.int64)
@@ -93,19 +92,10 @@ class Pools:
         rest[own] = False
         found[own], found[rest] = place, extra
         held = np.repeat(np.arange(len(rows)), rows + drawn)
-        expected = (rows[held] - 1) * self._share[found] + drawn[held] / self._size[held]
+        expected = (rows[held] - 1) * self._share[found] + drawn[held] / shown.size[held]
         log_q = np.full(len(found), NEVER, np.float32)
         np.log(expected, out=log_q, where=expected > 0, casting="same_kind")
-        return Shared(self._item[found], bounds, own, log_q)
-
-    def _place(self, domain: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """Where items stand among the concatenated catalogues."""
-        key = domain * self._items + item
-        place = np.searchsorted(self._key, key)
-        if len(key) and not np.array_equal(self._key.take(place, mode="clip"), key):
-            came = "a training row whose item its domain does not show"
-            raise DataError(came, "items of the domain's train catalogue", "encode the data again")
-        return place
+        return Shared(shown.item[found], bounds, own, log_q)
 
 
 def _share(count: np.ndarray) -> np.ndarray:
