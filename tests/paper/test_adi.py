@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from isthmus.errors import ConfigError
 from isthmus.layers.adi import Adaptation, Norm, Tower
 
 FUSIONS, ADAPTATIONS = ("concat", "sum", "network_mul"), ("none", "linear", "attention", "se")
@@ -37,6 +38,15 @@ def put(module: nn.Module, **values: Any) -> None:
 def of_two(tower: Tower, x: float = 2.0) -> list[float]:
     """One row of each domain, with the same input."""
     return tower(torch.full((2, 1, 1), x), (0, 1, 2)).flatten().tolist()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
+def test_refuses_a_dropout_that_is_no_share(fusion: str, dropout: float) -> None:
+    with pytest.raises(ConfigError, match=f"dropout = {dropout}"):
+        Tower(
+            2, 1, 1, fusion=fusion, dropout=dropout, hidden=[1], shared=1, norm="none", adaptation="none", placement="one", residual=False
+        )
 
 
 # ---------------------------------------------------------------- by hand

@@ -191,6 +191,13 @@ def test_refuses_experts_without_a_layer(name: str) -> None:
         make_network(name, 2, WIDTH, OUT, {"hidden": ()})
 
 
+@every_network
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
+def test_refuses_a_dropout_that_is_no_share(name: str, dropout: float) -> None:
+    with pytest.raises(ConfigError, match=f"dropout = {dropout}"):
+        make(name, dropout=dropout)
+
+
 @pytest.mark.parametrize("name", ["dnn", "shared_bottom", "star"])
 def test_hidden_layers_may_be_none(name: str) -> None:
     assert make(name, hidden=())(*rows([2] * DOMAINS)).shape == (2 * DOMAINS, OUT)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs
+from isthmus.errors import ConfigError
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.table import Table
 from isthmus.layers.towers import Residual, Towers
@@ -68,6 +69,26 @@ def changed(batch: Batch = BATCH, **columns: Any) -> Batch:
 def moved(first: Tensor, second: Tensor) -> list[bool]:
     """Which rows differ."""
     return (first != second).flatten(1).any(1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", (0, 0.0, -0.1, float("inf"), float("nan"))),
+        ("dim", (0, -3)),
+        ("id_dropout", (-0.01, 1, 1.5, float("nan"))),
+        ("history_dropout", (-0.01, 1, 1.5, float("nan"))),
+    ],
+)
+def test_refuses_numbers_out_of_range(name: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^{name} = {value!r}\n"):
+            Towers(PLAIN, Scaled, **{"dim": DIM, name: value})
+
+
+def test_takes_numbers_at_the_edge_of_their_range() -> None:
+    frame = Towers(PLAIN, Scaled, dim=1, id_dropout=0.0, history_dropout=0.999, temperature=1e-6)
+    assert frame.user(BATCH).isfinite().all()
 
 
 # ---------------------------------------------------------------- user side
@@ -220,7 +241,8 @@ def test_items_in_any_order_and_shape() -> None:
 
 
 def test_ids_are_dropped_in_training_only() -> None:
-    frame = towers(id_dropout=1.0, tied=False)
+    frame = towers(tied=False)
+    frame.users.id_dropout = 1.0
     kept = frame.user_fields(BATCH)
     gone = frame.train().user_fields(BATCH)
     assert torch.equal(gone[:, 0], frame.users.table.weight[[UNKNOWN] * 5])
@@ -237,8 +259,8 @@ def test_history_events_are_dropped_in_training_only() -> None:
     left = frame.train().user_fields(long)[:, 2:].square()
     assert left.sub(1400).abs().max() < 5 * (2000 * 0.3 * 0.7) ** 0.5
     assert any(moved(left[:, 0], left[:, 1])), "drawn apart"
-    all_gone = towers(history_dropout=1.0).train().user_fields(BATCH)[:, 2:]
-    assert not all_gone.any()
+    frame.history_dropout = 1.0
+    assert not frame.user_fields(BATCH)[:, 2:].any()
 
 
 def test_a_residual_network_starts_as_the_sum_of_the_fields() -> None:

@@ -8,12 +8,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows
 from isthmus.layers.networks.star import star_linear
 
 
 class Tower(nn.Module):
-    """One tower's network: (N, fields, dim), rows ordered by domain -> (N, dim).  For the arguments see ``isthmus.models.adi``."""
+    """One tower's network: (N, fields, dim), rows ordered by domain -> (N, dim).  For the arguments see ``isthmus.models.adi``.
+
+    Raises:
+        ConfigError: a dropout outside [0, 1).
+    """
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class Tower(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        require_share("dropout", dropout)
         width, last = fields * dim, hidden[-1]
 
         def adapt(copies: int) -> nn.Module | None:

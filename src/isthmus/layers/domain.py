@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isthmus.layers.checks import require_share
 from isthmus.layers.mlp import MLP
 
 Offsets = Sequence[int]
@@ -187,10 +188,14 @@ class DomainMLP(nn.Module):
         dropout: share of activations dropped in training.
         norm: batch norm per domain after each hidden layer.  A choice with a cost in quality where a domain is
             small: its statistics come from its own few rows.
+
+    Raises:
+        ConfigError: a dropout outside [0, 1).
     """
 
     def __init__(self, n: int, width: int, hidden: Sequence[int], *, out: int | None = 1, dropout: float = 0.0, norm: bool = False) -> None:
         super().__init__()
+        require_share("dropout", dropout)
         self.widths = widths = [width, *hidden]
         self.layers = nn.ModuleList(DomainLinear(n, i, o) for i, o in itertools.pairwise(widths))
         self.norms = nn.ModuleList(DomainBatchNorm(n, o) for o in hidden) if norm else None
@@ -250,10 +255,14 @@ class Experts(nn.Module):
         width: of the input.
         hidden: widths of their layers; the last one is the output.
         dropout: share of activations dropped in training.
+
+    Raises:
+        ConfigError: a dropout outside [0, 1).
     """
 
     def __init__(self, n: int, width: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
         super().__init__()
+        require_share("dropout", dropout)
         widths = [width, *hidden]
         self.n, self.dropout, self.width = n, dropout, widths[-1]
         self.weights = nn.ParameterList()

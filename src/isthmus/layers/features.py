@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.layers.catalogues import Catalogues
+from isthmus.layers.checks import require_share
 from isthmus.layers.table import Table
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field, Schema
 
@@ -48,6 +49,9 @@ class EntityFields(nn.Module):
         dim: width of a vector.
         id_dropout: share of ids replaced by "unknown" in training: this is what trains the unknown id.
 
+    Raises:
+        ConfigError: an id_dropout outside [0, 1).
+
     Shapes:
         fields: 1 + len(entity.fields); the id first, then categorical, multi-valued and numeric fields.
     """
@@ -61,6 +65,7 @@ class EntityFields(nn.Module):
         super().__init__()
         if entity.size == 0:
             raise ConfigError(f"{entity.name} has no size", "the schema of an encoded data set", "use dataset.schema")
+        require_share("id_dropout", id_dropout)
         self.entity, self.dim, self.id_dropout = entity, dim, id_dropout
         kinds = {kind: [f for f in entity.fields if f.kind == kind] for kind in ("categorical", "multi", "numeric")}
         self.categorical, self.multi, numeric = kinds["categorical"], kinds["multi"], kinds["numeric"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
+from isthmus.layers.checks import require_share
 
 NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
@@ -26,7 +27,7 @@ class MLP(nn.Module):
         width: of the output.
 
     Raises:
-        ConfigError: no such norm.
+        ConfigError: no such norm, or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class MLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        require_share("dropout", dropout)
         if norm not in NORMS:
             raise ConfigError(f"norm {norm!r}", f"one of {tuple(NORMS)}", "correct it, or leave it out")
         layers: list[nn.Module] = []

@@ -11,6 +11,7 @@ the item tower reads fields, so that a new item does.  Histories go through the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs
+from isthmus.errors import ConfigError
+from isthmus.layers.checks import require_share
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.table import Table
 from isthmus.schema import PADDING, UNKNOWN, Field, Schema
@@ -38,12 +41,15 @@ class Towers(nn.Module):
         tied: histories and candidates share one table.
         id_dropout: share of ids replaced by "unknown" in training; what a user's history can say, the id need not.
         history_dropout: share of history events left out in training.
-        temperature: None: plain dot products; a number: cosine / temperature.
+        temperature: None: plain dot products; a positive number: cosine / temperature.
         bias: a number for each item in each domain, added to its score: what is popular here.  Without it an item of several
             domains carries its popularity elsewhere along.  One more coordinate of both vectors.
 
     Attributes:
         user_names, item_names: what the fields of each tower are.
+
+    Raises:
+        ConfigError: a width below 1, a dropout outside [0, 1), or a temperature that is not positive and finite.
     """
 
     def __init__(
@@ -61,6 +67,11 @@ class Towers(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        if dim < 1:
+            raise ConfigError(f"dim = {dim!r}", "1 or more", "give the width of a field's vector, such as 64")
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ConfigError(f"temperature = {temperature!r}", "a positive number, or None", "try 0.1, or None for plain dot products")
+        require_share("history_dropout", history_dropout)
         self.domains, self.temperature, self.history_dropout = len(schema.domains), temperature, history_dropout
         self.user_id, self.history = user_id, history
         self.users = EntityFields(schema.user, dim, id_dropout=id_dropout)

@@ -65,7 +65,7 @@ class ADI(Retriever):
         user_id, history, tied, id_dropout, history_dropout, temperature, bias: see ``isthmus.layers.towers.Towers``.
 
     Raises:
-        ConfigError: no such fusion, norm, adaptation or placement, or a number out of range.
+        ConfigError: no such fusion, norm, adaptation or placement, or a number out of range (those of the towers included).
     """
 
     needs: ClassVar[Needs] = NEEDS

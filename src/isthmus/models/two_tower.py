@@ -41,7 +41,7 @@ class TwoTower(Retriever):
         user_id, history, tied, id_dropout, history_dropout, temperature, bias: see ``isthmus.layers.towers.Towers``.
 
     Raises:
-        ConfigError: no such network, or a hyper-parameter that it does not have.
+        ConfigError: no such network, a hyper-parameter that it does not have, or a number out of range.
     """
 
     needs: ClassVar[Needs] = NEEDS

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, domain_of_rows, grouped_linear
 from isthmus.layers.mlp import MLP
 from isthmus.layers.networks._base import Network
@@ -83,6 +84,9 @@ class STARNetwork(Network):
         indicator: width of the domain indicator's embedding.
         norm: partitioned normalisation of the input.
         dropout: share of activations dropped in training.
+
+    Raises:
+        ConfigError: a dropout outside [0, 1).
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class STARNetwork(Network):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(domains, width, out=out)
+        require_share("dropout", dropout)
         self.norm = _PartitionedNorm(domains, width) if norm else None
         self.layers = nn.ModuleList(_StarLinear(domains, i, o) for i, o in itertools.pairwise([width, *hidden, out]))
         self.dropout = nn.Dropout(dropout)
