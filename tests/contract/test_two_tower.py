@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from isthmus.layers.domain import DomainBatchNorm
 from isthmus.layers.features import fill_tables
 from isthmus.layers.networks import available, get_network
 from isthmus.layers.table import Table
+from isthmus.layers.towers import Towers
 from isthmus.models import settings
 from isthmus.models.two_tower import TwoTower
 from isthmus.run import build, load_run
@@ -160,3 +162,21 @@ def test_the_frame_has_the_same_defaults_as_in_adi() -> None:
     frame = settings("two_tower").keys() & settings("adi").keys()
     assert frame >= {"dim", "user_id", "history", "tied", "id_dropout", "history_dropout", "temperature", "residual"}
     assert {key: settings("two_tower")[key] for key in frame} == {key: settings("adi")[key] for key in frame}
+
+
+@pytest.mark.parametrize("name", ["two_tower", "adi"])
+def test_every_argument_of_the_frame_is_passed_on_with_the_same_default(name: str, dataset: Dataset) -> None:
+    frame = {k: p.default for k, p in inspect.signature(Towers).parameters.items() if k not in ("schema", "make")}
+    assert {key: settings(name)[key] for key in frame} == frame
+    other = {"dim": 8, "user_id": False, "tied": False, "id_dropout": 0.125, "history_dropout": 0.25, "temperature": 0.5, "bias": True}
+
+    def looks(args: dict[str, Any]) -> list[Any]:
+        t = build(name, dataset.schema, args, seed=0).towers  # type: ignore[union-attr]
+        assert isinstance(t, Towers)
+        values = [t.users.dim, t.user_id, t.history, t.chosen is None, t.users.id_dropout, t.history_dropout, t.temperature]
+        return [*values, t.bias is None]
+
+    assert list(frame) == [*list(other)[:2], "history", *list(other)[2:]]
+    assert looks({}) == [64, True, True, True, 0.5, 0.0, None, True]
+    assert looks(other) == [8, False, True, False, 0.125, 0.25, 0.5, False]
+    assert looks({"history": False})[2] is False

@@ -45,12 +45,11 @@ class EntityFields(nn.Module):
     that training never saw (code >= ``entity.trained``) takes the id vector of "unknown" and keeps its own fields.
 
     Args:
-        entity: with its sizes.
-        dim: width of a vector.
+        entity, dim: with its sizes, and the width of a vector.
         id_dropout: share of ids replaced by "unknown" in training: this is what trains the unknown id.
 
     Raises:
-        ConfigError: an id_dropout outside [0, 1).
+        ConfigError: a schema without sizes, or an id_dropout outside [0, 1).
 
     Shapes:
         fields: 1 + len(entity.fields); the id first, then categorical, multi-valued and numeric fields.
