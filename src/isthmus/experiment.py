@@ -7,6 +7,7 @@ A comparison folder::
     parts/<label>/<scope>/<seed>/
         run/ or run-<d>/  fitted models, with their logs
         valid.parquet, test.parquet     scores
+        valid.judged.parquet, test.judged.parquet   what the tables and the ledger need of them, judged again when anything changed
         insights.json     what the fitted model shows of itself (first seed of the joint networks that have something to show)
         part.json         written last: the part is finished, under which fingerprint, and what was chosen on validation
     measures.parquet, ledger.parquet, paper.parquet (of a recipe that reproduces a paper), report.html
@@ -32,14 +33,13 @@ from isthmus.data.events import Events
 from isthmus.data.split import Split
 from isthmus.errors import ConfigError, StorageError, nearest
 from isthmus.insight import Insight
+from isthmus.judged import Asked, Judged, judged_file
 from isthmus.ledger import Entry, Ledger, ledger
-from isthmus.measure import measure
 from isthmus.models import get_model
 from isthmus.parts import Data, Say, part_folder, parts
 from isthmus.published import against_paper
 from isthmus.recipe import SINGLE, ModelSpec, Paper, Recipe, check, default_models
 from isthmus.schema import Schema
-from isthmus.scores import Scores
 from isthmus.task import Task, default_task, get_task
 
 __all__ = [
@@ -112,7 +112,7 @@ def compare(recipe: Recipe, out: str | Path, *, events: Events | None = None, sp
     jobs = list(parts(recipe, task, data))
     for number, job in enumerate(jobs, 1):
         say(f"[{number}/{len(jobs)}] {job.describe()}" + ("  (done before)" if job.finished(out) else ""))
-        job.run(out, data)
+        _judged(job.run(out, data), recipe, task)
     facts = {"source": recipe.source, "split": split.rule, "split_hash": split.hash, "refit": recipe.refit, "seeds": list(recipe.seeds)}
     made = [{"label": job.spec.label, "scope": job.scope, "seed": job.seed} for job in jobs]
     kept = {"recipe": dataclasses.asdict(recipe), "task": task.name, "schema": data.select.schema.to_dict(), "facts": facts, "parts": made}
@@ -139,9 +139,9 @@ def recall(out: str | Path) -> Comparison:
     entries: list[Entry] = []
     frames: list[pl.DataFrame] = []
     for (label, scope), by_seed in folders.items():
-        entry = _entry(specs[label], scope, by_seed)
-        entries.append(entry)
-        frames += _measures(entry, scope, metrics)
+        judged = {number: _judged(folder, recipe, task) for number, folder in by_seed.items()}
+        entries.append(_entry(specs[label], scope, judged))
+        frames += _measures(entries[-1], scope, judged)
     book = ledger(entries, metrics[0], resamples=recipe.resamples)
     paper = against_paper(recipe.paper, entries, schema, resamples=recipe.resamples) if recipe.paper else None
     measures = pl.concat(frames)
@@ -178,23 +178,31 @@ def make_split(events: Events, recipe: Recipe, brought: Split | None = None) -> 
         raise ConfigError(f"split {recipe.split!r}: {error}", "the arguments that the rule takes", "see `isthmus.data.split`") from error
 
 
-def _entry(spec: ModelSpec, scope: str, folders: dict[int, Path]) -> Entry:
-    """One line of the tables with its scores: the model with all domains, or its single-domain control."""
-    test = {seed: Scores.load(folder / "test.parquet") for seed, folder in folders.items()}
-    valid = {seed: Scores.load(folder / "valid.parquet") for seed, folder in folders.items()}
+def _judged(folder: Path, recipe: Recipe, task: Task) -> tuple[Judged, Judged]:
+    """A finished part's test and validation scores, judged for the tables, the ledger and the paper; the latter without intervals."""
+    metrics = tuple(recipe.metrics or task.metrics)
+    compared = tuple(dict.fromkeys((metrics[0], recipe.paper.metric))) if recipe.paper else metrics[:1]
+    return (
+        judged_file(folder / "test.parquet", Asked(metrics, 1000, compared, recipe.resamples)),
+        judged_file(folder / "valid.parquet", Asked(metrics, 0, metrics[:1], 0)),
+    )
+
+
+def _entry(spec: ModelSpec, scope: str, judged: dict[int, tuple[Judged, Judged]]) -> Entry:
+    """One line of the tables with what became of its scores: the model with all domains, or its single-domain control."""
+    test, valid = ({seed: both[n] for seed, both in judged.items()} for n in (0, 1))
     if scope == SINGLE:
         return Entry(spec.entry(scope), None, False, test, valid)
     control = spec.entry(SINGLE) if spec.control == SINGLE else spec.control
     return Entry(spec.label, control, get_model(spec.name).shallow, test, valid)
 
 
-def _measures(entry: Entry, scope: str, metrics: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+def _measures(entry: Entry, scope: str, judged: dict[int, tuple[Judged, Judged]]) -> Iterator[pl.DataFrame]:
     """Every metric of one line by part and seed; intervals for the test part only."""
-    for part, by_seed, resamples in (("test", entry.test, 1000), ("valid", entry.valid, 0)):
-        for seed, scores in by_seed.items():
-            frame = measure(scores, metrics, resamples=resamples)
+    for number, part in enumerate(("test", "valid")):
+        for seed, both in judged.items():
             front = {"model": entry.model, "scope": scope, "part": part, "seed": seed}
-            yield frame.select(*(pl.lit(value).alias(name) for name, value in front.items()), pl.all())
+            yield both[number].measures.select(*(pl.lit(value).alias(name) for name, value in front.items()), pl.all())
 
 
 def _insights(folders: dict[int, Path]) -> list[Insight]:

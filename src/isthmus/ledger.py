@@ -11,12 +11,12 @@ import polars as pl
 
 from isthmus import metrics as metric_files
 from isthmus.errors import ConfigError, DataError, nearest
-from isthmus.estimates import Estimate, Key, estimate, mean
-from isthmus.measure import ALL, check
+from isthmus.estimates import ALL, Estimate, mean
+from isthmus.judged import Judged, Rows, judged
 from isthmus.metrics import Metric
 from isthmus.metrics._bootstrap import ENOUGH
 from isthmus.metrics._inference import SAME, holm, seed_variance, student
-from isthmus.slices import Scored, cut
+from isthmus.slices import Scored
 
 COLUMNS = {
     "model": pl.String,
@@ -48,15 +48,15 @@ class Entry:
         model: its name, unique.
         control: the name of the entry that it is to be compared with (the same model without sharing), or None.
         shallow: fitted in closed form: one seed is enough, and the best of these is the bar for all others.
-        test: scores by seed, of the part that is reported.
-        valid: scores by seed, of the part that choices are made on.
+        test: scores by seed, of the part that is reported; or, once judged, what is left of them.
+        valid: the same of the part that choices are made on.
     """
 
     model: str
     control: str | None
     shallow: bool
-    test: Mapping[int, Scored]
-    valid: Mapping[int, Scored]
+    test: Mapping[int, Scored | Judged]
+    valid: Mapping[int, Scored | Judged]
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def ledger(entries: Sequence[Entry], metric: str, resamples: int = 2000, seed: i
         DataError: entries that are not judged on the same rows; see also ``measure``.
     """
     judge = metric_files.get(metric)
-    _check(entries, judge, resamples, level)
-    test = {e.model: _judge(e.test, judge, resamples, seed) for e in entries}
-    valid = {e.model: {domain: r.value for domain, r in _judge(e.valid, judge, 0, seed).items()} for e in entries}
+    _check(entries, resamples, level)
+    test = _judge(entries, "test", judge, resamples, seed)
+    valid = {e: {domain: r.value for domain, r in found.items()} for e, found in _judge(entries, "valid", judge, 0, seed).items()}
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     for entry, against, domain, reference in _pairs(entries, valid, judge):
@@ -165,21 +165,37 @@ class _Result:
         return self.mean.value
 
 
-def _judge(by_seed: Mapping[int, Scored], judge: Metric, resamples: int, seed: int) -> dict[str, _Result]:
-    """A model's results by domain, "all" included; users are coded alike in all seeds and entries, so resamples are too."""
-    found: dict[int, dict[Key, Estimate]] = {}
-    count: dict[str, int] = {}
-    for number, scores in by_seed.items():
-        slices, users = cut(scores, states=False)
-        found[number] = estimate(slices, [judge], users, resamples, seed)
-        count = {ALL: users} | {s.domain: len(s.users) for s in slices}
-    results: dict[str, _Result] = {}
-    for key in next(iter(found.values())):
-        parts = [f[key] for f in found.values()]
-        replicates = np.mean([p.replicates for p in parts], axis=0)
-        middle = Estimate(float(np.mean([p.value for p in parts])), replicates, parts[0].dof, parts[0].note)
-        results[key[1]] = _Result({s: f[key].value for s, f in found.items()}, middle, count[key[1]])
+def _judge(entries: Sequence[Entry], part: str, judge: Metric, resamples: int, seed: int) -> dict[str, dict[str, _Result]]:
+    """Each entry's results by domain, "all" included; one table is held at a time.
+
+    Users are coded alike in all seeds and entries, so resamples are too.
+    """
+    first: tuple[str, Rows] | None = None
+    results: dict[str, dict[str, _Result]] = {}
+    for entry in entries:
+        found: dict[int, Judged] = {}
+        for number, scores in getattr(entry, part).items():
+            found[number] = judged(scores, judge.name, resamples, seed)
+            mine = (f"{entry.model!r} (seed {number})", found[number].rows)
+            first = first or mine
+            _same(first, mine, part)
+        results[entry.model] = {
+            domain: _Result({s: j.estimates[judge.name][domain].value for s, j in found.items()}, middle, users)
+            for domain, middle, users in _over_seeds(list(found.values()), judge.name)
+        }
     return results
+
+
+def _over_seeds(by_seed: Sequence[Judged], metric: str) -> Iterator[tuple[str, Estimate, int]]:
+    """Domain, mean over seeds, users."""
+    for domain in by_seed[0].estimates[metric]:
+        yield domain, over_seeds([j.estimates[metric][domain] for j in by_seed]), by_seed[0].users[domain]
+
+
+def over_seeds(parts: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds, resampled user by user; note and degrees of freedom are the first seed's."""
+    replicates = np.mean([p.replicates for p in parts], axis=0)
+    return Estimate(float(np.mean([p.value for p in parts])), replicates, parts[0].dof, parts[0].note)
 
 
 def _pairs(
@@ -260,7 +276,7 @@ def _verdicts(frame: pl.DataFrame, alpha: float) -> pl.DataFrame:
     return frame.with_columns(p_holm=pl.Series(corrected, dtype=pl.Float64)).with_columns(verdict=verdict).select(list(COLUMNS))
 
 
-def _check(entries: Sequence[Entry], judge: Metric, resamples: int, level: float) -> None:
+def _check(entries: Sequence[Entry], resamples: int, level: float) -> None:
     """Refuses entries that cannot be compared."""
     names = [e.model for e in entries]
     for entry in entries:
@@ -273,31 +289,15 @@ def _check(entries: Sequence[Entry], judge: Metric, resamples: int, level: float
     if not entries or resamples < 100 or not 0 < level < 1:
         came = f"{len(entries)} entries, resamples = {resamples}, level = {level}"
         raise ConfigError(came, "at least one entry, at least 100 resamples, a level between 0 and 1", "correct it")
-    for part in ("test", "valid"):
-        first: tuple[str, Any] | None = None
-        for entry in entries:
-            for number, scores in getattr(entry, part).items():
-                check(scores, [judge])
-                mine = (f"{entry.model!r} (seed {number})", _fingerprint(scores))
-                first = first or mine
-                _same(first, mine, part)
 
 
-def _fingerprint(scores: Scored) -> pl.DataFrame:
-    """What must agree between compared scores: each group's user, rows, items and labels (of rankings kept in part, its positives)."""
-    frame = scores.frame.filter(pl.col("label") > 0) if scores.kind == "full" else scores.frame
-    content = pl.struct("item", pl.col("label").cast(pl.Float64)).hash(0) % (1 << 32)
-    keys = ("domain", "group", "user")
-    return frame.group_by(*keys).agg(pl.len().alias("rows"), content.sum().alias("content")).sort(*keys)
-
-
-def _same(first: tuple[str, pl.DataFrame], second: tuple[str, pl.DataFrame], part: str) -> None:
-    if first[1].equals(second[1]):
+def _same(first: tuple[str, Rows], second: tuple[str, Rows], part: str) -> None:
+    if first[1].digest == second[1].digest:
         return
-    counts = []
-    for name, frame in (first, second):
-        by_domain = frame.group_by("domain", maintain_order=True).agg(pl.col("user").n_unique(), pl.col("rows").sum())
-        counts.append(name + ": " + ", ".join(f"{users} users and {rows} rows in {d!r}" for d, users, rows in by_domain.iter_rows()))
+    counts = [
+        name + ": " + ", ".join(f"{users} users and {count} rows in {d!r}" for d, users, count in rows.sizes)
+        for name, rows in (first, second)
+    ]
     raise DataError(
         f"entries judged on different rows of the {part} part ({'; '.join(counts)})",
         "the same users, queries, items and labels in every entry",

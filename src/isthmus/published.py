@@ -10,14 +10,13 @@ import polars as pl
 
 from isthmus import metrics as metric_files
 from isthmus.errors import ConfigError, nearest
-from isthmus.estimates import ALL, Estimate, estimate
-from isthmus.ledger import ONE_SEED, Entry
-from isthmus.metrics import Metric
+from isthmus.estimates import ALL, Estimate
+from isthmus.judged import judged
+from isthmus.ledger import ONE_SEED, Entry, over_seeds
 from isthmus.metrics._bootstrap import interval
 from isthmus.metrics._inference import holm, student
 from isthmus.recipe import Paper
 from isthmus.schema import Schema
-from isthmus.slices import cut
 
 COLUMNS = {
     "model": pl.String,
@@ -74,7 +73,7 @@ def against_paper(
     for entry in entries:
         if entry.model not in paper.values:
             continue
-        ours = _judged(entry, judge, resamples, seed)
+        ours = _judged(entry, judge.name, resamples, seed)
         for domain, value in _values(paper, entry.model, schema.domain_names):
             middle, by_seed = ours[domain]
             front = {"model": entry.model, "domain": domain, "metric": judge.name, "paper": value}
@@ -109,21 +108,11 @@ def _values(paper: Paper, label: str, domains: tuple[str, ...]) -> Iterator[tupl
         yield ALL, average
 
 
-def _judged(entry: Entry, judge: Metric, resamples: int, seed: int) -> dict[str, tuple[Estimate, dict[int, float]]]:
+def _judged(entry: Entry, metric: str, resamples: int, seed: int) -> dict[str, tuple[Estimate, dict[int, float]]]:
     """By domain, "all" included: the mean over seeds with its resamples, and the value of each seed."""
-    by_seed: dict[int, Mapping[str, Estimate]] = {}
-    for number, scores in entry.test.items():
-        slices, users = cut(scores, states=False)
-        found = estimate(slices, [judge], users, resamples, seed)
-        by_seed[number] = {domain: value for (_, domain, _), value in found.items()}
+    by_seed = {number: judged(scores, metric, resamples, seed).estimates[metric] for number, scores in entry.test.items()}
     first = next(iter(by_seed.values()))
-    judged: dict[str, tuple[Estimate, dict[int, float]]] = {}
-    for domain in first:
-        parts = {number: found[domain] for number, found in by_seed.items()}
-        replicates = np.mean([p.replicates for p in parts.values()], axis=0)
-        middle = Estimate(float(np.mean([p.value for p in parts.values()])), replicates, first[domain].dof, first[domain].note)
-        judged[domain] = middle, {number: p.value for number, p in parts.items()}
-    return judged
+    return {d: (over_seeds([e[d] for e in by_seed.values()]), {number: e[d].value for number, e in by_seed.items()}) for d in first}
 
 
 def _row(value: float, ours: Estimate, by_seed: Mapping[int, float], shallow: bool, level: float) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def cut(scores: Scored, *, states: bool) -> tuple[list[Slice], int]:
     """The scores by domain (in order of appearance) and, where known and wanted, by user state; and the number of users."""
     user = dense(scores.frame["user"])
     slices: list[Slice] = []
-    for name, rows in _by_domain(scores.frame):
+    for name, rows in by_domain(scores.frame):
         frame = scores.frame[rows]
         table, users = _table(scores, name, frame, user[rows])
         slices.append(Slice(name, ALL, table, users))
@@ -104,7 +104,7 @@ def cut(scores: Scored, *, states: bool) -> tuple[list[Slice], int]:
     return slices, int(user.max()) + 1
 
 
-def _by_domain(frame: pl.DataFrame) -> Iterator[tuple[str, slice | Ints]]:
+def by_domain(frame: pl.DataFrame) -> Iterator[tuple[str, slice | Ints]]:
     """Each domain's name and rows: a slice where they lie together, which copies nothing."""
     runs = frame["domain"].rle().struct.unnest()
     start = np.cumsum(runs["len"].to_numpy().astype(np.int64)) - runs["len"].to_numpy()
