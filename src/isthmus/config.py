@@ -27,6 +27,7 @@
     experts = 8
     fit.lr = 2e-3                 # settings of fit for this model alone
     grid.dropout = [0.0, 0.2]     # chosen on validation
+    grid.fit.epochs = [8, 20]     # settings of fit too
     per_target = true             # one joint training for each domain as the target
 
     [paper]                       # a published table, for `isthmus reproduce`
@@ -197,6 +198,8 @@ def _model(raw: Any, where: str) -> ModelSpec:
         if not isinstance(raw.get(key, {}), dict):
             raise ConfigError(f"{where}: {key} = {raw[key]!r}", "a table", f"write {key}.<setting> = ...")
     grid = raw.pop("grid", {})
+    if isinstance(training := grid.get("fit"), dict):
+        grid = {key: values for key, values in grid.items() if key != "fit"} | {f"fit.{key}": v for key, v in training.items()}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: grid.{key} = {values!r}", "a list of values to choose from", f"grid.{key} = [..., ...]")

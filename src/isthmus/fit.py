@@ -211,12 +211,13 @@ def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
     while not _over(state, how):
         work.model.train()
         epoch, step = state.epoch, state.step
-        work.bar.begin(f"{stage.name} {epoch + 1}/{how.epochs}", total, step)
+        work.bar.begin(f"{stage.name} {epoch + 1}/{how.last}", total, step)
         stream = batches(work.dataset, "train", work.model.needs, plan, epoch=epoch, start=step, positives_only=positives)
         clock = time.monotonic()
         with closing(stream):
             for batch in stream:
                 with work.hold:
+                    _set_rates(work.optimisers, how.rate(epoch + state.step / total))
                     _step(work, stage, batch.to(work.device))
                     clock = _count(work, batch, clock)
         values = _validate(work, domains)
@@ -227,7 +228,14 @@ def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
 def _over(state: State, how: How) -> bool:
     """Has the stage run all its epochs, or got no better for ``patience`` of them?"""
     stale = 0 if state.best is None else state.epoch - 1 - state.best.epoch
-    return state.epoch >= how.epochs or (how.patience is not None and stale >= how.patience)
+    return state.epoch >= how.last or (how.patience is not None and stale >= how.patience)
+
+
+def _set_rates(optimisers: Optimisers, share: float) -> None:
+    """Every group's rate becomes ``share`` of the rate it began with."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * share
 
 
 def _step(work: _Work, stage: Stage, batch: Batch) -> None:

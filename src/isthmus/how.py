@@ -11,6 +11,7 @@ from isthmus.errors import ConfigError, nearest
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "full")
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class How:
 
     Attributes:
         epochs: passes over the training rows, at most, for each stage.
+        schedule: of all learning rates over ``epochs``: ``constant``, or falling to zero along a line (``linear``) or half a wave
+            (``cosine``).  A rate that falls lets go of what the last batches happened to say: seeds differ less.
+        stop: end after this many epochs, on the schedule of ``epochs``; None: run all.
         batch_size: rows per step; validation uses it too.
         lr: learning rate of everything but the embedding tables.
         table_lr: learning rate of the embedding tables; None: the optimiser's own default.
@@ -48,6 +52,8 @@ class How:
     """
 
     epochs: int = 20
+    schedule: str = "constant"
+    stop: int | None = None
     batch_size: int = 4096
     lr: float = 1e-3
     table_lr: float | None = None
@@ -80,13 +86,25 @@ class How:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler {self.sampler!r}", f"one of {SAMPLERS}", nearest(self.sampler, SAMPLERS))
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule {self.schedule!r}", f"one of {SCHEDULES}", nearest(self.schedule, SCHEDULES))
         for name in ("epochs", "batch_size", "lr", "history_length"):
             _positive(name, getattr(self, name))
-        for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience"):
+        for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.device.split(":")[0] not in DEVICES:
             raise ConfigError(f"device {self.device!r}", f"one of {DEVICES}", nearest(self.device, DEVICES))
+
+    @property
+    def last(self) -> int:
+        """Epochs to run, at most."""
+        return self.epochs if self.stop is None else min(self.stop, self.epochs)
+
+    def rate(self, done: float) -> float:
+        """The share of every learning rate after ``done`` epochs."""
+        share = min(done / self.epochs, 1.0)
+        return {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[self.schedule]
 
     def crosses(self, domains: int) -> bool:
         """Do rows see the user's events in other domains?  Only where all of them are trained: a control must not."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,12 +21,12 @@ from isthmus.data.split import Split
 from isthmus.fit import How, Run, build, fit
 from isthmus.insight import Insight
 from isthmus.models import get_model
-from isthmus.recipe import JOINT, PER_TARGET, SINGLE, ModelSpec, Recipe
+from isthmus.recipe import JOINT, PER_TARGET, SINGLE, ModelSpec, Recipe, args_of, fit_of, grid_points
 from isthmus.score import score
 from isthmus.scores import Scores
 from isthmus.task import Task
 
-FORMAT = 1  # raise when the meaning of a finished part changes
+FORMAT = 2  # raise when the meaning of a finished part changes
 HARMLESS = ("progress", "threads", "tensorboard", "checkpoint_minutes", "targets")  # settings that are no part of a question
 
 Say = Callable[[str], None]
@@ -117,8 +116,9 @@ class Part:
 
     @property
     def key(self) -> str:
-        """A hash of the question that it answers."""
-        how = {k: v for k, v in dataclasses.asdict(self.how).items() if k not in HARMLESS}
+        """A hash of the question that it answers; settings at their defaults are left out, so a new one changes no old question."""
+        usual = dataclasses.asdict(How())
+        how = {k: v for k, v in dataclasses.asdict(self.how).items() if k not in HARMLESS and v != usual[k]}
         asked = {"name": self.spec.name, "args": self.spec.args, "grid": self.spec.grid, "how": how}
         place = {"scope": self.scope, "seed": self.seed, "task": self.task.name, "refit": self.refit, "data": self.data_key}
         return digest({**asked, **place, "format": FORMAT})
@@ -160,17 +160,17 @@ class Part:
         best: tuple[dict[str, Any], Run, str] | None = None
         for number, point in enumerate(grid_points(self.spec.grid)):
             place = group.folder("run", number if self.spec.grid else None)
-            model = build(self.spec.name, data.select.schema, {**self.spec.args, **point}, seed=self.seed)
-            run = fit(model, data.select, self.task, how, folder / place, resume=True)
+            model = build(self.spec.name, data.select.schema, {**self.spec.args, **args_of(point)}, seed=self.seed)
+            run = fit(model, data.select, self.task, dataclasses.replace(how, **fit_of(point)), folder / place, resume=True)
             if best is None or run.best.beats(best[1].best):
                 best = (point, run, place)
         assert best is not None  # a grid has at least the empty point
         point, run, place = best
         chosen, epochs = run.best, run.best.epoch + 1
-        on_valid = score(run.model, data.select, "valid", task=self.task, how=how, domains=group.scored)
+        on_valid = score(run.model, data.select, "valid", task=self.task, how=run.how, domains=group.scored)
         if self.refit:
-            model = build(self.spec.name, data.final.schema, {**self.spec.args, **point}, seed=self.seed)
-            last = dataclasses.replace(how, epochs=epochs, patience=None)
+            model = build(self.spec.name, data.final.schema, {**self.spec.args, **args_of(point)}, seed=self.seed)
+            last = dataclasses.replace(run.how, stop=epochs, patience=None)
             run = fit(model, data.final, self.task, last, folder / group.folder("final"), resume=True)
         choice = {"domains": group.domains, "targets": group.targets, "point": point, "epochs": epochs, "valid": chosen.value}
         return run, choice | {"run": place}, on_valid
@@ -199,12 +199,6 @@ def parts(recipe: Recipe, task: Task, data: Data) -> Iterator[Part]:
 def part_folder(out: Path, label: str, scope: str, seed: int) -> Path:
     """Where a part is kept."""
     return out / "parts" / slug(label) / scope / str(seed)
-
-
-def grid_points(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """All combinations of the grid's values; of an empty grid the empty one."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
 
 
 def slug(label: str) -> str:

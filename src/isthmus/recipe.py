@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from isthmus.task import Task, default_task, get_task
 SINGLE = "single-domain"
 JOINT = "joint"
 PER_TARGET = "per-target"
+FIT = "fit."  # before the name of a training setting in a grid
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ModelSpec:
         name: the model's name.
         label: how it is called in the tables; unique.
         args: its hyper-parameters.
-        grid: hyper-parameters to choose on validation, name -> values.
+        grid: what to choose on validation, name -> values: hyper-parameters, and settings of ``fit`` as "fit.<name>".
         fit: settings of ``fit`` that differ from the recipe's.
         control: ``single-domain`` (the same model, one training per domain), the label of another line or
             "<label> (single-domain)", or None (nothing is shared, so there is nothing to prove).
@@ -225,22 +227,43 @@ def check(recipe: Recipe, task: Task, schema: Schema) -> None:
         raise ConfigError(
             f"task {task.name!r} on {schema.label!r} labels", f"labels of kind {task.labels}", f"task = {default_task(schema).name!r}"
         )
-    for chosen in (recipe.fit, *(spec.fit for spec in recipe.models)):
-        for key in ("seed", "domains", "targets"):
-            if key in chosen:
-                expected = "seeds = [...]; per_target and the controls set the domains"
-                raise ConfigError(f"fit setting {key!r} in a recipe", expected, "remove it")
-        How.of(chosen)
     for spec in recipe.models:
         model, known = get_model(spec.name), settings(spec.name)
         if task.name not in model.tasks:
             raise ConfigError(
                 f"model {spec.name!r} in a recipe for {task.name!r}", f"a task of {model.tasks}", "remove the model, or change the task"
             )
-        for key in (*spec.args, *spec.grid):
+        for key in (*spec.args, *(key for key in spec.grid if not key.startswith(FIT))):
             if key not in known:
                 raise ConfigError(f"model {spec.label!r}: unknown setting {key!r}", f"one of {known}", nearest(key, known))
+        for point in grid_points(spec.grid):
+            _trains({**recipe.fit, **spec.fit, **fit_of(point)})
     if recipe.paper is not None:
         recipe.paper.check(schema)
         if recipe.paper.metric not in (metrics := recipe.metrics or task.metrics):
             raise ConfigError(f"paper: metric {recipe.paper.metric!r}", f"one of {metrics}", nearest(recipe.paper.metric, metrics))
+
+
+def grid_points(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """All combinations of the grid's values; of an empty grid the empty one."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def args_of(point: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a grid point."""
+    return {key: value for key, value in point.items() if not key.startswith(FIT)}
+
+
+def fit_of(point: dict[str, Any]) -> dict[str, Any]:
+    """The settings of ``fit`` of a grid point."""
+    return {key.removeprefix(FIT): value for key, value in point.items() if key.startswith(FIT)}
+
+
+def _trains(settings: dict[str, Any]) -> None:
+    """Refuses settings of ``fit`` that do not exist, or that are not a recipe's to set."""
+    for key in ("seed", "domains", "targets", "stop"):
+        if key in settings:
+            expected = "seeds = [...]; per_target and the controls set the domains, validation where to stop"
+            raise ConfigError(f"fit setting {key!r} in a recipe", expected, "remove it")
+    How.of(settings)

@@ -17,7 +17,7 @@ from isthmus.data.synthetic import World, make_world
 from isthmus.errors import ConfigError, SourceError
 from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, compare, default_models, make_split, recall
 from isthmus.fit import How, build, fit
-from isthmus.parts import fingerprint
+from isthmus.parts import Part, fingerprint
 from isthmus.published import sentences
 from isthmus.report import print_report, write_page
 from isthmus.score import score
@@ -101,6 +101,31 @@ def test_a_grid_per_target_is_chosen_for_each_target(world: World, recipe: Recip
         values = [storage.read_json(tmp_path / f"parts/dnn/per-target/0/run-{name}-{i}/result.json")["best"]["value"] for i in (0, 1)]
         assert choice["point"] == {"hidden": [[2], [8]][int(np.argmax(values))]}
     assert {(r["model"], r["reference"]) for r in found.ledger.frame.iter_rows(named=True)} == {("dnn", "dnn (single-domain)")}
+
+
+def test_a_grid_chooses_settings_of_fit(world: World, recipe: Recipe, tmp_path: Path) -> None:
+    """Each point is one training with these settings; the refitted one stops where the best one was, on its schedule."""
+    grid = {"hidden": [[4], [8]], "fit.epochs": [1, 3]}
+    line = ModelSpec("dnn", args={"dim": 4}, grid=grid, fit={"schedule": "linear"}, control=None)
+    chosen = dataclasses.replace(recipe, models=(line, ModelSpec("popularity", control=None)), seeds=(0,), refit=True)
+    found = compare(chosen, tmp_path, events=world.events, say=lambda _: None)
+    folder = found.parts["dnn", "joint"][0]
+    points = [{"hidden": h, "fit.epochs": e} for h in ([4], [8]) for e in (1, 3)]
+    runs = [storage.read_json(folder / f"run-{i}" / "run.json") for i in range(4)]
+    assert [(r["args"]["hidden"], r["how"]["epochs"]) for r in runs] == [(p["hidden"], p["fit.epochs"]) for p in points]
+    best = [storage.read_json(folder / f"run-{i}" / "result.json")["best"] for i in range(4)]
+    (choice,) = storage.read_json(folder / "part.json")["choices"]
+    at = int(np.argmax([b["value"] for b in best]))
+    final = storage.read_json(folder / "final" / "run.json")
+    assert choice["point"] == points[at]
+    assert (final["args"]["hidden"], final["how"]["epochs"]) == (points[at]["hidden"], points[at]["fit.epochs"])
+    assert final["how"]["stop"] == best[at]["epoch"] + 1 == choice["epochs"]
+
+
+def test_a_setting_at_its_default_is_no_part_of_the_question(recipe: Recipe) -> None:
+    part = Part(recipe.models[2], "joint", 0, How.of(QUICK), get_task("ctr"), False, "data")
+    assert dataclasses.replace(part, how=dataclasses.replace(part.how, schedule="constant", stop=None)).key == part.key
+    assert dataclasses.replace(part, how=dataclasses.replace(part.how, schedule="linear")).key != part.key
 
 
 def test_models_show_their_insides_once(tmp_path: Path) -> None:
@@ -228,6 +253,9 @@ def test_a_folder_without_a_comparison(tmp_path: Path) -> None:
         ({"fit": {"epoch": 3}}, "did you mean 'epochs'"),
         ({"fit": {"seed": 3}}, "seeds = "),
         ({"fit": {"targets": [0]}}, "per_target"),
+        ({"models": (ModelSpec("dnn", grid={"fit.epoch": [3]}),)}, "did you mean 'epochs'"),
+        ({"models": (ModelSpec("dnn", grid={"fit.stop": [3]}),)}, "where to stop"),
+        ({"models": (ModelSpec("dnn", fit={"schedule": "liner"}),)}, "did you mean 'linear'"),
         ({"task": "rating"}, "'click' labels"),
         ({"split": "given"}, "brings none"),
         ({"split": "leave_first"}, "did you mean 'leave_last'"),

@@ -27,7 +27,7 @@ from isthmus.data.synthetic import make_world
 from isthmus.errors import CheckpointError, ConfigError, FitError, StorageError
 from isthmus.fit import Best, How, Run, build, clip_gradients, fit, load_run, pick_device, resume
 from isthmus.layers.features import EntityFields
-from isthmus.layers.table import Table
+from isthmus.layers.table import TABLE_LR, Table
 from isthmus.model import Model, Stage
 from isthmus.schema import Schema
 from isthmus.task import get_task
@@ -203,6 +203,31 @@ def test_early_stopping_keeps_the_best_weights(data: Dataset, tmp_path: Path) ->
     short = fit(small(data), data, CTR, How(**{**how.__dict__, "epochs": best + 1}))
     assert_same(Run(run.model, CTR, how, run.best, []), Run(short.model, CTR, how, short.best, []))
     assert_same(Run(run.model, CTR, how, run.best, run.log), load_run(tmp_path / "run", small(data, seed=9)))
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_rates_follow_the_schedule(data: Dataset, schedule: str, half: float) -> None:
+    how = How(epochs=4, schedule=schedule, batch_size=64, lr=0.1, patience=None, threads=1, device="cpu", progress=False)
+    assert (how.rate(0), how.rate(2)) == (1.0, pytest.approx(half))
+    assert how.rate(4) == pytest.approx(1.0 if schedule == "constant" else 0.0)
+    steps = math.ceil(len(data.part("train")) / how.batch_size)
+    run = fit(small(data), data, CTR, how)
+    for epoch, entry in enumerate(run.log):  # the rate of the epoch's last step
+        assert entry["lr"] == pytest.approx([base * how.rate(epoch + (steps - 1) / steps) for base in (TABLE_LR, 0.1)])
+
+
+def test_a_schedule_goes_on_where_it_stopped(data: Dataset, tmp_path: Path) -> None:
+    how = dataclasses.replace(HOW, schedule="linear")
+    straight = fit(small(data), data, CTR, how)
+    assert straight.best != fit(small(data), data, CTR, HOW).best, "the schedule changes the outcome"
+    interrupted(Small, data, how, tmp_path / "run", 5, seed=0)
+    assert_same(straight, fit(small(data, seed=77), data, CTR, how, tmp_path / "run", resume=True))
+
+
+def test_stop_ends_early_on_the_same_schedule(data: Dataset) -> None:
+    how = How(epochs=5, schedule="cosine", batch_size=64, lr=0.05, patience=None, threads=1, device="cpu", progress=False)
+    long, short = (fit(small(data), data, CTR, dataclasses.replace(how, stop=stop)) for stop in (None, 2))
+    assert without_clock(short.log) == without_clock(long.log)[:2]
 
 
 def test_a_metric_to_be_lowered_is_lowered(data: Dataset) -> None:
