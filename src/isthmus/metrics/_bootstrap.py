@@ -38,7 +38,7 @@ def user_weights(users: int, resamples: int, seed: int) -> Iterator[tuple[slice,
 
 def user_counts(users: int, resamples: int, seed: int) -> Iterable[tuple[slice, Counts]]:
     """``user_weights`` as small integers; those of a comparison, in which all tables have the same users, are drawn once."""
-    return _kept(users, resamples, seed) if users * resamples <= KEPT else _drawn(users, resamples, seed)
+    return _kept(users, resamples, seed) if 0 < users * resamples <= KEPT else _drawn(users, resamples, seed)
 
 
 @functools.lru_cache(maxsize=2)
