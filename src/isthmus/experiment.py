@@ -19,6 +19,7 @@ A scope is ``joint`` (one training for all domains), ``per-target`` (one joint t
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from isthmus.insight import Insight
 from isthmus.judged import Asked, Judged, judged_file
 from isthmus.ledger import Entry, Ledger, ledger
 from isthmus.models import get_model
-from isthmus.parts import Data, Say, part_folder, parts
+from isthmus.parts import Data, Part, Say, part_folder, parts
 from isthmus.published import against_paper
 from isthmus.recipe import SINGLE, ModelSpec, Paper, Recipe, check, default_models
 from isthmus.schema import Schema
@@ -90,6 +91,8 @@ class Comparison:
 def compare(recipe: Recipe, out: str | Path, *, events: Events | None = None, split: Split | None = None, say: Say = print) -> Comparison:
     """Runs what is not yet done, measures, and draws the ledger.
 
+    Several processes may work on one folder: each takes the parts that no other one is at.
+
     Args:
         recipe: what to run.
         out: the comparison's folder; finished parts found there are not run again.
@@ -110,15 +113,33 @@ def compare(recipe: Recipe, out: str | Path, *, events: Events | None = None, sp
     check(recipe, task, events.schema)
     data = Data.prepare(events, split, out / "data", recipe.refit, say)
     jobs = list(parts(recipe, task, data))
-    for number, job in enumerate(jobs, 1):
-        say(f"[{number}/{len(jobs)}] {job.describe()}" + ("  (done before)" if job.finished(out) else ""))
-        _judged(job.run(out, data), recipe, task)
+    _run(jobs, out, data, say, lambda folder: _judged(folder, recipe, task))
     facts = {"source": recipe.source, "split": split.rule, "split_hash": split.hash, "refit": recipe.refit, "seeds": list(recipe.seeds)}
     made = [{"label": job.spec.label, "scope": job.scope, "seed": job.seed} for job in jobs]
     kept = {"recipe": dataclasses.asdict(recipe), "task": task.name, "schema": data.select.schema.to_dict(), "facts": facts, "parts": made}
     storage.write_json(out / "comparison.json", kept)
     say("measuring")
     return recall(out)
+
+
+def _run(jobs: list[Part], out: Path, data: Data, say: Say, judge: Callable[[Path], Any]) -> None:
+    """All parts, each by the process that claims it first; those that others are at are looked at again later."""
+    left, said = list(enumerate(jobs, 1)), False
+    while left:
+        busy = []
+        for number, job in left:
+            with storage.claim(job.folder(out)) as mine:
+                if mine:
+                    say(f"[{number}/{len(jobs)}] {job.describe()}" + ("  (done before)" if job.finished(out) else ""))
+                    judge(job.run(out, data))
+                else:
+                    busy.append((number, job))
+        if len(busy) == len(left):
+            if not said:
+                say(f"waiting for {len(busy)} parts that other processes are at")
+            said = True
+            time.sleep(1)
+        left = busy
 
 
 def recall(out: str | Path) -> Comparison:

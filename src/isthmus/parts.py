@@ -49,10 +49,11 @@ class Data:
 
     @staticmethod
     def _one(events: Events, split: Split, path: Path, say: Say) -> Dataset:
-        if path.exists():
-            return Dataset.load(path)
-        say(f"encoding {len(events):,} events")
-        return encode(events, split, path)
+        with storage.claim(path, wait=True):
+            if path.exists():
+                return Dataset.load(path)
+            say(f"encoding {len(events):,} events")
+            return encode(events, split, path)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Files appear whole or not at all: every write goes to a temporary neighbour and is renamed into place."""
+"""Files appear whole or not at all: every write goes to a temporary neighbour and is renamed into place.
+
+Processes that share a folder claim their pieces of the work.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import SourceError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there a folder is one process's
+    fcntl = None
 
 
 @contextmanager
@@ -65,6 +73,28 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def claim(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone may work on ``path`` in the block; it need not exist.
+
+    A claim ends with its process, however that ends.
+
+    Args:
+        path: a file or folder; the claim is a file beside it, ``.<name>.claim``.
+        wait: until nobody else has it.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.claim")
+    with _storage_errors(beside):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        file = open(beside, "w")  # noqa: SIM115
+    with file:
+        yield fcntl is None or _locked(file.fileno(), wait)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON, whole or not at all.
 
@@ -105,6 +135,15 @@ def _storage_errors(path: Path) -> Iterator[None]:
                 f"{path} cannot be written ({error.strerror})", "a folder you may write to", "choose another folder"
             ) from error
         raise
+
+
+def _locked(file: int, wait: bool) -> bool:
+    assert fcntl is not None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

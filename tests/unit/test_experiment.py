@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +227,23 @@ def test_finished_parts_are_not_run_again_and_changed_ones_are(comparison: Compa
     compare(slower, comparison.folder, events=world.events, say=said.append)
     assert sum("done before" in line for line in said) == 2
     compare(recipe, comparison.folder, events=world.events, say=said.append)  # back again for the other tests
+
+
+def test_processes_share_a_comparison(world: World, recipe: Recipe, tmp_path: Path) -> None:
+    """Two at once: the data are encoded once, every part is run once, and both see the whole ledger."""
+    begun, lock = Counter[str](), threading.Lock()
+
+    def say(line: str) -> None:
+        with lock:
+            begun[line] += 1
+
+    with ThreadPoolExecutor(2) as pool:  # a claim holds between threads as between processes
+        found = list(pool.map(lambda _: compare(recipe, tmp_path, events=world.events, say=say), range(2)))
+    ran = [line for line in begun if line.startswith("[") and "done before" not in line]
+    assert len(ran) == 6
+    assert all(begun[line] == 1 for line in ran)
+    assert sum(n for line, n in begun.items() if line.startswith("encoding")) == 1
+    assert found[0].ledger.frame.equals(found[1].ledger.frame)
 
 
 def test_the_report_draws_from_the_folder_alone(comparison: Comparison) -> None:

@@ -96,3 +96,30 @@ def test_damaged_json(tmp_path: Path, text: str) -> None:
         storage.read_json(tmp_path / "x.json")
     with pytest.raises(SourceError, match="missing"):
         storage.read_json(tmp_path / "y.json")
+
+
+def test_a_claim_is_one_s_own_until_it_ends(tmp_path: Path) -> None:
+    place = tmp_path / "parts" / "a"
+    with storage.claim(place) as mine, storage.claim(place) as theirs, storage.claim(place.with_name("b")) as other:
+        assert (mine, theirs, other) == (True, False, True)
+    with storage.claim(place) as mine:
+        assert mine
+    assert not place.exists()
+
+
+def test_a_killed_process_holds_no_claim(tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+from isthmus import storage
+with storage.claim({str(tmp_path / "a")!r}) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with storage.claim(tmp_path / "a") as mine:
+            assert not mine
+        process.kill()
+    with storage.claim(tmp_path / "a", wait=True) as mine:
+        assert mine
