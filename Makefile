@@ -32,7 +32,7 @@ test-slow: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 bench: $(READY)
-	@for file in prepare loader domains retrieval; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+	@for file in prepare loader domains retrieval measure; do $(BIN)/python benchmarks/$$file.py || exit 1; done
 
 format: $(READY)
 	@$(BIN)/ruff check --fix .
