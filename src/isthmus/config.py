@@ -1,44 +1,6 @@
 """Recipes as TOML, read strictly: an unknown key is an error that names the nearest right one.
 
-::
-
-    name = "my-markets"
-    task = "retrieval"            # ctr | rating | retrieval; default by the labels
-    seeds = [0, 1, 2]
-    metrics = ["ndcg@10", "recall@10"]
-    refit = false                 # after choosing on validation, train on train + validation
-
-    [data]
-    source = "table"              # or xmrec, ciao, epinions, movielens, sql
-    path = "events.parquet"       # further keys: what the source's load() takes
-    user = "uid"
-    item = "iid"
-    domain = "market"
-
-    [split]
-    rule = "global_time"          # further keys: what the rule takes
-    test = 0.1
-
-    [fit]                         # settings of fit for every model
-    epochs = 30
-
-    [[models]]
-    name = "mmoe"                 # further keys: the model's own hyper-parameters
-    experts = 8
-    fit.lr = 2e-3                 # settings of fit for this model alone
-    grid.dropout = [0.0, 0.2]     # chosen on validation
-    grid.fit.epochs = [8, 20]     # settings of fit too
-    per_target = true             # one joint training for each domain as the target
-
-    [paper]                       # a published table, for `isthmus reproduce`
-    title = "Somebody et al., 2022, Table 3"
-    metric = "ndcg@10"            # ours that means the same
-    note = "..."                  # what differs from the paper
-
-    [paper.values.mmoe]           # a label, or "<label> (single-domain)"
-    uk = 0.266                    # by domain; all = ... is the printed average
-
-Relative paths are taken from the recipe's folder, and ``$NAME`` in a path is an environment variable.
+``docs/recipes.md`` has every key.  Relative paths are taken from the recipe's folder, and ``$NAME`` in a path is an environment variable.
 """
 
 from __future__ import annotations

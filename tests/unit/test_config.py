@@ -1,11 +1,13 @@
 """Recipes: strict TOML, errors that name the nearest right key."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from isthmus.config import parse_recipe, published, read_published, read_recipe, recipe_folder
+from isthmus.config import TOP, parse_recipe, published, read_published, read_recipe, recipe_folder
 from isthmus.errors import ConfigError
+from isthmus.how import How
 from isthmus.models import settings
 from isthmus.recipe import Paper
 
@@ -120,6 +122,17 @@ def test_the_recipes_that_come_along_are_right(path: Path) -> None:
     assert recipe.name == path.stem
     for spec in recipe.models:
         assert set(spec.args) | {key for key in spec.grid if not key.startswith("fit.")} <= set(settings(spec.name)), spec.label
+
+
+def test_the_recipe_in_the_docs_is_right_and_has_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    raw = tomllib.loads(page.split("```toml")[1].split("```")[0])
+    assert set(raw) == set(TOP)
+    recipe = parse_recipe(raw)
+    for spec in recipe.models:
+        assert set(spec.args) | {key for key in spec.grid if not key.startswith("fit.")} <= set(settings(spec.name)), spec.label
+        How.of({**recipe.fit, **spec.fit})
+    assert {"per_target", "control", "label"} <= {key for model in raw["models"] for key in model}
 
 
 def test_recipes_that_reproduce_a_paper_are_listed_and_found_by_name(tmp_path: Path) -> None:
