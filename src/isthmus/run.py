@@ -325,6 +325,7 @@ def _compare(asked: dict[str, Any], kept: dict[str, Any], folder: Path) -> None:
 
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the outcome of a run on given data."""
-    how = {key: value for key, value in facts.get("how", {}).items() if key not in HARMLESS}
+    """All that decides the outcome of a run on given data; a setting that did not exist yet was what is its default now."""
+    usual = json.loads(json.dumps(dataclasses.asdict(How())))
+    how = {key: value for key, value in {**usual, **facts.get("how", {})}.items() if key not in HARMLESS}
     return {**{key: facts.get(key) for key in ("model", "args", "task", "split")}, **how}

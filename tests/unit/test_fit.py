@@ -487,6 +487,17 @@ def test_a_run_with_other_settings_is_not_resumed(data: Dataset, tmp_path: Path)
     fit(small(data), data, CTR, How(**{**HOW.__dict__, "checkpoint_minutes": 5.0}), tmp_path / "run", resume=True)
 
 
+def test_a_run_from_before_a_setting_existed_is_resumed(data: Dataset, tmp_path: Path) -> None:
+    straight = fit(small(data), data, CTR, HOW)
+    interrupted(Small, data, HOW, tmp_path / "run", 5, seed=0)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    del facts["how"]["schedule"], facts["how"]["stop"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    assert_same(straight, fit(small(data, seed=77), data, CTR, HOW, tmp_path / "run", resume=True))
+    with pytest.raises(CheckpointError, match="schedule = 'constant'"):
+        fit(small(data), data, CTR, dataclasses.replace(HOW, schedule="linear"), tmp_path / "run", resume=True)
+
+
 def test_a_run_on_another_split_is_not_resumed(data: Dataset, tmp_path: Path) -> None:
     events = make_world(2, users=60, items=40, events=1500).events
     split = global_time(events)
