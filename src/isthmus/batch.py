@@ -18,6 +18,7 @@ class Needs:
         cross_history: the user's earlier events in the OTHER domains, merged in order of time.
         behaviour: behaviour types along with the histories asked for.
         history_time: times along with the histories asked for, and the row's own time.
+        history_label: ratings along with the histories asked for (None where the data have none: events of a history are positives).
         context: the event's context fields.
         whole_history: histories are not cut at the configured length (closed-form models).
     """
@@ -26,6 +27,7 @@ class Needs:
     cross_history: bool = False
     behaviour: bool = False
     history_time: bool = False
+    history_label: bool = False
     context: bool = False
     whole_history: bool = False
 
@@ -68,9 +70,9 @@ class Batch:
         pool: candidates shared by the rows of a domain (then C = 1), or None.
         epoch: of training, from 0; what a model does with it is its own.
         history: (B, L) int64 item codes of the row's own domain, right-aligned (most recent last), 0 pads.
-        history_time, history_behaviour: (B, L) int64 alike.
+        history_time, history_behaviour: (B, L) int64 alike; history_label: (B, L) float32 ratings, 0 at padding.
         cross_history: (B, L) int64 item codes of the other domains, right-aligned, 0 pads.
-        cross_domain, cross_time, cross_behaviour: (B, L) int64 alike; cross_domain is -1 at padding.
+        cross_domain, cross_time, cross_behaviour, cross_label: (B, L) alike; cross_domain is -1 at padding.
         time: (B,) int64, the moment predicted, or None.
         context: per field (B,) for user-side or event-wide values, int64 codes or float32 numbers;
             multi-valued fields are (B, M) padded with 0.
@@ -88,10 +90,12 @@ class Batch:
     history: Tensor | None = None
     history_time: Tensor | None = None
     history_behaviour: Tensor | None = None
+    history_label: Tensor | None = None
     cross_history: Tensor | None = None
     cross_domain: Tensor | None = None
     cross_time: Tensor | None = None
     cross_behaviour: Tensor | None = None
+    cross_label: Tensor | None = None
     time: Tensor | None = None
     context: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 

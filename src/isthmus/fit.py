@@ -26,7 +26,7 @@ from isthmus.data.dataset import Dataset
 from isthmus.data.pools import POOLED
 from isthmus.errors import ConfigError, FitError
 from isthmus.how import How
-from isthmus.layers.features import fill_tables
+from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers as make_optimisers
 from isthmus.measure import measure
 from isthmus.model import Model, Retriever, Stage
@@ -78,7 +78,7 @@ def fit(model: Model, dataset: Dataset, task: Task, how: How | None = None, out:
     state = State() if found is None else State.from_dict(found.state)
     with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress) as bar:
         board = Board(keeper.folder if how.tensorboard else None, len(state.log))
-        fill_tables(model, dataset)
+        fill(model, dataset)
         model.to(device)
         if found is not None:
             found.restore(model)

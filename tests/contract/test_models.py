@@ -24,7 +24,7 @@ from isthmus.data.dataset import Dataset
 from isthmus.errors import ConfigError
 from isthmus.fit import fit
 from isthmus.layers.domain import DomainLinear
-from isthmus.layers.features import fill_tables
+from isthmus.layers.from_data import fill
 from isthmus.layers.table import Table
 from isthmus.model import Model, Retriever
 from isthmus.models import available, describe, get_model
@@ -33,12 +33,13 @@ from isthmus.task import TASKS, default_task
 
 NAMES = sorted(available())
 JOBS = [(name, task) for name in NAMES for task in get_model(name).tasks]
-EVERYTHING = Needs(history=True, cross_history=True, behaviour=True, history_time=True, context=True)
+EVERYTHING = Needs(history=True, cross_history=True, behaviour=True, history_time=True, history_label=True, context=True)
 READS = {  # what a model that does not declare the need must leave alone
-    "history": ("history", "history_time", "history_behaviour"),
-    "cross_history": ("cross_history", "cross_domain", "cross_time", "cross_behaviour"),
+    "history": ("history", "history_time", "history_behaviour", "history_label"),
+    "cross_history": ("cross_history", "cross_domain", "cross_time", "cross_behaviour", "cross_label"),
     "behaviour": ("history_behaviour", "cross_behaviour"),
     "history_time": ("history_time", "cross_time", "time"),
+    "history_label": ("history_label", "cross_label"),
     "context": ("context",),
 }
 PADDED = {"cross_domain": -1}  # what fills histories up; 0 elsewhere
@@ -94,7 +95,7 @@ def histories(batch: Batch) -> dict[str, Tensor]:
 def shaken(name: str, dataset: Dataset) -> Model:
     """A model whose weights are no longer where they start, so that every part of it has a say."""
     model = build(name, dataset.schema, seed=0)
-    fill_tables(model, dataset)
+    fill(model, dataset)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
         for weight in model.parameters():
@@ -233,7 +234,7 @@ def test_saved_and_loaded_it_gives_the_same_bits(name: str, ready: Ready, tmp_pa
 @every_model
 def test_every_weight_gets_a_gradient_or_is_solved(name: str, dataset: Dataset) -> None:
     model = build(name, dataset.schema, seed=0)
-    fill_tables(model, dataset)
+    fill(model, dataset)
     task = default_task(dataset.schema, model.tasks)
     missing, solved = {part for name, p in model.named_parameters() for part in parts_of(model, name, p)}, False
     start = {k: v.clone() for k, v in model.state_dict().items()}

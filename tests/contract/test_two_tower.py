@@ -16,7 +16,7 @@ from isthmus.data.dataset import Dataset
 from isthmus.errors import ConfigError
 from isthmus.fit import fit
 from isthmus.layers.domain import DomainBatchNorm
-from isthmus.layers.features import fill_tables
+from isthmus.layers.from_data import fill
 from isthmus.layers.networks import available, get_network
 from isthmus.layers.table import Table
 from isthmus.layers.towers import Towers
@@ -36,7 +36,7 @@ every_network = pytest.mark.parametrize("which", ARGS)
 def fresh(which: str, dataset: Dataset) -> TwoTower:
     model = build("two_tower", dataset.schema, ARGS[which], seed=0)
     assert isinstance(model, TwoTower)
-    fill_tables(model, dataset)
+    fill(model, dataset)
     return model
 
 
@@ -126,7 +126,7 @@ def test_both_towers_are_the_network_asked_for(dataset: Dataset) -> None:
 def test_a_residual_tower_is_the_sum_of_the_fields_and_the_network_through_a_gate(dataset: Dataset) -> None:
     plain, residual = (build("two_tower", dataset.schema, {"network": "ple", "residual": r}, seed=0).eval() for r in (False, True))
     for model in (plain, residual):
-        fill_tables(model, dataset)
+        fill(model, dataset)
     assert isinstance(plain, TwoTower)
     assert isinstance(residual, TwoTower)
     item, domain = torch.tensor([3, 5, 2]), torch.tensor([0, 1, 1])
@@ -151,7 +151,7 @@ def test_the_frames_settings_arrive(dataset: Dataset) -> None:
     found = (towers.users.dim, towers.user_id, towers.users.id_dropout, towers.history_dropout, towers.temperature)
     assert found == (8, False, 0.125, 0.25, 0.5)
     assert towers.chosen is not towers.items
-    fill_tables(model, dataset)
+    fill(model, dataset)
     assert kit.logits(model, kit.draw(dataset, model.needs)).abs().max() <= 1 / 0.5 + 1e-5, "a cosine over the temperature"
     without = build("two_tower", dataset.schema, {"history": False}, seed=0)
     assert isinstance(without, TwoTower)

@@ -14,7 +14,7 @@ from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.synthetic import make_world
 from isthmus.fit import How, fit
-from isthmus.layers.features import fill_tables
+from isthmus.layers.from_data import fill
 from isthmus.measure import measure
 from isthmus.model import Model
 from isthmus.models.adi import ADI
@@ -55,7 +55,7 @@ def test_insights_are_mean_adaptation_weights(dataset: Dataset, adaptation: str,
     monkeypatch.setattr("isthmus.models.adi.SAMPLE", 10_000)  # all rows, so that the mean has no chance in it
     model = build("adi", dataset.schema, {"dim": 8, "adaptation": adaptation, "placement": placement}, seed=0)
     assert isinstance(model, ADI)
-    fill_tables(model, dataset)
+    fill(model, dataset)
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))

@@ -14,7 +14,7 @@ from isthmus.data import split
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
 from isthmus.layers.catalogues import Catalogues
-from isthmus.layers.features import fill_tables
+from isthmus.layers.from_data import fill
 from isthmus.schema import Domain, Entity, Schema
 
 
@@ -41,7 +41,7 @@ def test_the_catalogues_of_a_data_set_survive_saving(tmp_path: Path) -> None:
     events = read_events(frame, user="user", item="item", domain="domain")
     dataset = encode(events, split.given(events, ["train"] * 6 + ["test"]), tmp_path / "data")
     model = torch.nn.ModuleList([Catalogues(dataset.schema)])
-    fill_tables(model, dataset)
+    fill(model, dataset)
     size = dataset.schema.item.size
     names = dataset.item_vocabulary.decode(np.arange(2, size)).to_list()
     shown = [{n for n, yes in zip(names, model[0](torch.arange(2, size), d).tolist(), strict=True) if yes} for d in range(2)]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
-from isthmus.layers.features import ContextFields, EntityFields, Inputs, fill_tables
+from isthmus.layers.features import ContextFields, EntityFields, Inputs
+from isthmus.layers.from_data import fill
 from isthmus.layers.table import Table
 from isthmus.schema import Domain, Entity, Field, Schema
 
@@ -250,10 +251,10 @@ def test_inputs_hold_the_mean_of_the_history_and_its_length() -> None:
     torch.testing.assert_close(x[:, begin + width], torch.tensor([2.0, 0.0, 3.0]).log1p() / 4)
 
 
-def test_fill_tables_reaches_every_entity() -> None:
+def test_fill_reaches_every_entity() -> None:
     inputs = Inputs(SCHEMA, 4)
     ages = np.arange(9, dtype=np.float32)[:, None]
     user = SimpleNamespace(categorical=np.zeros((9, 0), np.int32), numeric=ages, multi={})
-    fill_tables(inputs, SimpleNamespace(user_table=user, item_table=_table()))  # type: ignore[arg-type]
+    fill(inputs, SimpleNamespace(user_table=user, item_table=_table()))  # type: ignore[arg-type]
     assert torch.equal(inputs.user.numeric, torch.from_numpy(ages))
     assert inputs.item.field_rows[2].tolist() == [5 + BRAND[2], 5 + 4 + SHOP[2]]

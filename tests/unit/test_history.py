@@ -14,7 +14,7 @@ from isthmus.data.history import History
 from isthmus.errors import DataError, SourceError
 
 
-def stored(user, domain, time, item, behaviour=None, domains=3, folder=None) -> History:
+def stored(user, domain, time, item, behaviour=None, domains=3, folder=None, label=None) -> History:
     def write(path: Path) -> History:
         History.write(
             path,
@@ -25,6 +25,7 @@ def stored(user, domain, time, item, behaviour=None, domains=3, folder=None) -> 
             behaviour=None if behaviour is None else np.array(behaviour, np.int8),
             train=np.ones(len(user), bool),
             domains=domains,
+            label=None if label is None else np.array(label, np.float32),
         )
         return History.load(path)
 
@@ -154,3 +155,19 @@ def test_the_size_of_the_blocks_that_are_sorted_changes_nothing(tmp_path, monkey
         stored(user, domain, time if timed else None, item, folder=tmp_path / str(block))
         written.append({file.name: file.read_bytes() for file in (tmp_path / str(block)).iterdir()})
     assert written[0] == written[1] == written[2]
+
+
+def test_ratings_come_along_with_their_events() -> None:
+    """Own domain, other domains, and without times the row's own rating stays out with its item."""
+    user, domain, item, label = [2, 2, 2, 2], [0, 0, 1, 0], [5, 6, 7, 8], [1.0, 4.5, 3.0, 2.0]
+    timed = stored(user, domain, [3, 1, 2, 4], item, label=label)
+    asked = {"user": np.array([2]), "domain": np.array([0]), "columns": ("item", "label")}
+    found = timed.cut(time=np.array([4]), length=3, **asked)
+    assert found["item"].tolist() == [[0, 6, 5]]
+    assert found["label"].tolist() == [[0.0, 4.5, 1.0]]
+    others = timed.cut(time=np.array([3]), length=2, others=True, **asked)
+    assert (others["item"].tolist(), others["label"].tolist()) == ([[0, 7]], [[0.0, 3.0]])
+    untimed = stored(user, domain, None, item, label=label)
+    found = untimed.cut(time=None, length=3, exclude_item=np.array([6]), **asked)
+    assert found["label"].tolist() == [[0.0, 1.0, 2.0]]
+    assert "label" not in stored(user, domain, None, item).cut(time=None, length=3, **asked)

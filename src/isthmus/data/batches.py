@@ -152,7 +152,7 @@ def query_batch(
         _long(domain),
         tuple(offsets.tolist()),
         time=_long(time) if time is not None and needs.history_time else None,
-        context={name: _context(value) for name, value in (context or {}).items()} if needs.context else {},
+        context={name: _tensor(value) for name, value in (context or {}).items()} if needs.context else {},
         **histories,
     )
 
@@ -194,7 +194,7 @@ class _Build:
             pool=pool,
             epoch=epoch,
             time=_long(time) if time is not None and needs.history_time else None,
-            context={name: _context(take_context(value, position)) for name, value in rows.context.items()} if needs.context else {},
+            context={name: _tensor(take_context(value, position)) for name, value in rows.context.items()} if needs.context else {},
             **_histories(self.dataset, needs, user, time, domain, plan.history_length, own, cross),
         )
 
@@ -216,19 +216,18 @@ def _histories(
     cross: bool,
 ) -> dict[str, Any]:
     """The history fields of a batch that ``needs`` asks for."""
-    columns = ["item", *(["time"] if needs.history_time else []), *(["behaviour"] if needs.behaviour else [])]
+    wanted_of = {"time": needs.history_time, "behaviour": needs.behaviour, "label": needs.history_label}
+    columns = ["item", *(name for name, asked in wanted_of.items() if asked)]
     wanted = None if needs.whole_history else length
     out: dict[str, Any] = {}
     if needs.history:
         found = dataset.history.cut(user, time, domain, wanted, exclude_item=own_item, columns=columns)
-        names = {"item": "history", "time": "history_time", "behaviour": "history_behaviour"}
-        out |= {names[column]: _long(values) for column, values in found.items()}
+        out |= {"history" if column == "item" else f"history_{column}": _tensor(values) for column, values in found.items()}
     if needs.cross_history:
         found = dataset.history.cut(user, time, domain, wanted if cross else 0, others=True, columns=[*columns, "domain"])
-        names = {"item": "cross_history", "time": "cross_time", "behaviour": "cross_behaviour", "domain": "cross_domain"}
         if not cross:  # nothing but padding, in the usual shape
-            found = {name: np.full((len(user), length), -1 if name == "domain" else 0) for name in found}
-        out |= {names[column]: _long(values) for column, values in found.items()}
+            found = {name: np.full((len(user), length), -1 if name == "domain" else 0, values.dtype) for name, values in found.items()}
+        out |= {"cross_history" if column == "item" else f"cross_{column}": _tensor(values) for column, values in found.items()}
     return out
 
 
@@ -264,7 +263,8 @@ def take_context(column: Any, position: np.ndarray) -> np.ndarray:
     return out
 
 
-def _context(value: np.ndarray) -> Tensor:
+def _tensor(value: np.ndarray) -> Tensor:
+    """Numbers as float32, codes as int64."""
     return torch.from_numpy(np.array(value, np.float32)) if np.issubdtype(value.dtype, np.floating) else _long(value)
 
 

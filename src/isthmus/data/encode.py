@@ -143,6 +143,7 @@ def _write_history(folder: Path, events: Events, split: Split, user_code: np.nda
         time=None if events.time is None else events.time[keep],
         item=item_code[events.item[keep]],
         behaviour=None if events.behaviour is None else events.behaviour[keep] + np.int8(1),
+        label=events.label[keep] if events.schema.label == "rating" and events.label is not None else None,
         train=split.part[keep] == TRAIN,
         domains=len(events.schema.domains),
     )

@@ -5,7 +5,7 @@ empty slot is simply position 0::
 
     pairs.arrow    pair = user * domains + domain, ascending (sparse: only pairs that have events), and where
                    each pair's events begin; the last row is a sentinel
-    events.arrow   item, time, behaviour of the events, ordered by (user, domain, time)
+    events.arrow   item, time, behaviour, label of the events, ordered by (user, domain, time)
     merged.arrow   each user's events ordered by time over all domains: ``event`` (place among the user's
                    events above), ``domain``, and ``run`` (how many events in a row, up to and including this
                    one, are of this domain: a walk back in time jumps over a whole run at once)
@@ -25,7 +25,7 @@ from isthmus.data import arrow
 from isthmus.errors import DataError, SourceError
 from isthmus.storage import read_json, write_json
 
-COLUMNS = ("item", "time", "behaviour", "domain")
+COLUMNS = ("item", "time", "behaviour", "label", "domain")
 NOBODY = -1  # a domain that no event has
 BLOCK, MOST_BLOCKS = 1 << 21, 100  # events sorted at once, at least; and how many times at most the users are divided
 
@@ -43,6 +43,7 @@ class History:
         item: (1 + N,) int32.
         time: (1 + N,) int64, or None when events have no time.
         behaviour: (1 + N,) int8 codes, or None.
+        label: (1 + N,) float32 ratings, or None.
         event, run: (1 + N,) int32 and ``domain`` (1 + N,) int16: see the module's page.
     """
 
@@ -52,6 +53,7 @@ class History:
     item: np.ndarray
     time: np.ndarray | None
     behaviour: np.ndarray | None
+    label: np.ndarray | None
     event: np.ndarray
     domain: np.ndarray
     run: np.ndarray
@@ -70,6 +72,7 @@ class History:
         behaviour: np.ndarray | None,
         train: np.ndarray,
         domains: int,
+        label: np.ndarray | None = None,
     ) -> None:
         """Writes the events that may enter histories.
 
@@ -81,12 +84,13 @@ class History:
             behaviour: (N,) codes from 1, or None.
             train: (N,) bool, events of the training part.
             domains: number of domains.
+            label: (N,) ratings, or None.
 
         Raises:
             DataError: events without a time that are not training events (they could not be kept from the
                 rows they would give away), or columns of different lengths.
         """
-        if len({len(c) for c in (user, domain, time, item, behaviour, train) if c is not None}) > 1:
+        if len({len(c) for c in (user, domain, time, item, behaviour, label, train) if c is not None}) > 1:
             raise DataError("history columns of different lengths", "one value per event", "pass the same events in every column")
         if time is None and not train.all():
             raise DataError("events without a time from outside the training part", "training events only", "leave the other parts out")
@@ -96,6 +100,8 @@ class History:
             events["time"] = np.zeros(size, np.int64)
         if behaviour is not None:
             events["behaviour"] = np.zeros(size, np.int8)
+        if label is not None:
+            events["label"] = np.zeros(size, np.float32)
         merged: dict[str, np.ndarray] = {
             "event": np.zeros(size, np.int32),
             "domain": np.full(size, NOBODY, np.int16),
@@ -109,7 +115,7 @@ class History:
             starts.append(first + at)
             end = at + len(block.rows)
             stored = block.rows[block.order]
-            for name, column in (("item", item), ("time", time), ("behaviour", behaviour)):
+            for name, column in (("item", item), ("time", time), ("behaviour", behaviour), ("label", label)):
                 if column is not None:
                     events[name][at:end] = column[stored]
             for name, column in _merge(block).items():
@@ -132,7 +138,7 @@ class History:
         pairs, events, merged = (arrow.read(folder / f"{name}.arrow") for name in ("pairs", "events", "merged"))
         try:
             domains = int(read_json(folder / "history.json")["domains"])
-            return cls(domains=domains, **pairs, **{"time": None, "behaviour": None, **events}, **merged)
+            return cls(domains=domains, **pairs, **{"time": None, "behaviour": None, "label": None, **events}, **merged)
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError(f"{folder} holds other columns ({error})", "a history that Isthmus wrote", "encode the data again") from error
 
@@ -161,7 +167,7 @@ class History:
 
         Returns:
             (B, L) arrays by column name, right-aligned (most recent last): ``item`` int32, ``time`` int64 and
-            ``behaviour`` int8 padded with 0, ``domain`` int16 (merged histories only) padded with -1.
+            ``behaviour`` int8 and ``label`` float32 padded with 0, ``domain`` int16 (merged histories only) padded with -1.
 
         Raises:
             DataError: ``exclude_item`` with timed events, or with a merged history.
@@ -176,7 +182,7 @@ class History:
             event = np.where(place > 0, begin[:, None] + self.event.take(place), 0)
         else:
             place, event = None, self._own_places(user, time, np.asarray(domain, np.int64), length, exclude_item)
-        source = {"item": self.item, "time": self.time, "behaviour": self.behaviour}
+        source = {"item": self.item, "time": self.time, "behaviour": self.behaviour, "label": self.label}
         out = {name: values.take(event) for name, values in source.items() if values is not None and name in columns}
         if place is not None and "domain" in columns:
             out["domain"] = self.domain.take(place)

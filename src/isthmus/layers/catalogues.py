@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isthmus.layers.from_data import FromData
 from isthmus.layers.solved import Solved, find
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from isthmus.schema import Schema
 
 
-class Catalogues(Solved):
+class Catalogues(Solved, FromData):
     """Membership of items in the train catalogues of domains.
 
     Buffer ``keys``: (n,) int64 ``domain * item.size + item``, ascending; empty until filled.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
-from isthmus.layers.catalogues import Catalogues
 from isthmus.layers.checks import require_share
+from isthmus.layers.from_data import FromData
 from isthmus.layers.table import Table
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field, Schema
 
@@ -38,7 +38,7 @@ class _Numbers(nn.Module):
         return torch.where(value.isnan(), self.missing, value.nan_to_num() * self.slope)
 
 
-class EntityFields(nn.Module):
+class EntityFields(FromData):
     """Ids of one entity -> the vectors of the id and of all its fields.
 
     The id and every categorical and multi-valued field share ONE table, so that a lookup is one gather.  An id
@@ -77,8 +77,16 @@ class EntityFields(nn.Module):
         self.register_buffer("multi_offsets", torch.zeros(len(self.multi), entity.size + 1, dtype=torch.int64))
         self.register_buffer("multi_rows", torch.zeros(0, dtype=torch.int32))
 
+    def take(self, dataset: Dataset) -> None:
+        """Takes over the data set's coded table of this entity.
+
+        Raises:
+            ConfigError: the table has another number of rows than the schema says.
+        """
+        self.fill(dataset.user_table if self.entity.name == "user" else dataset.item_table)
+
     def fill(self, table: EntityTable) -> None:
-        """Takes over a data set's coded table (codes of the training part; numbers already standardised).
+        """Takes over a coded table (codes of the training part; numbers already standardised).
 
         Raises:
             ConfigError: the table has another number of rows than the schema says.
@@ -225,15 +233,6 @@ class Inputs(nn.Module):
             products.append(mean[:, None] * candidate)
         row = torch.cat(rows, 1)[:, None].expand(-1, batch.item.shape[1], -1)
         return torch.cat([row, candidate, *products], 2)
-
-
-def fill_tables(model: nn.Module, dataset: Dataset) -> None:
-    """Hands the data set's coded tables to every ``EntityFields`` of a model, its catalogues to ``Catalogues``."""
-    for module in model.modules():
-        if isinstance(module, Catalogues):
-            module.take(dataset)
-        elif isinstance(module, EntityFields):
-            module.fill(dataset.user_table if module.entity.name == "user" else dataset.item_table)
 
 
 def _shift(codes: Tensor, start: Tensor | int) -> Tensor:
