@@ -8,7 +8,7 @@ her first event there, and rank
   relevant item is exact, and the first k places are kept;
 - a few sampled items, only when asked for (kind ``sampled``).
 
-Scores are the model's own: logits for clicks, ratings for ratings.
+Scores are the model's own: logits for clicks; ratings for ratings, but none outside the range that training showed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def score(
     work = _Work(model, dataset, part, how, how.crosses(len(known)), catalogue or part, k, limit)
     with scoring(model):
         if not task.ranked:
-            return Scores(_finished(dataset, _rows(work, chosen)), "rows", task.name, part)
+            bounds = dataset.schema.rating_range if task.name == "rating" else None
+            return Scores(_finished(dataset, _rows(work, chosen, bounds)), "rows", task.name, part)
         kind = _kind(dataset, part, candidates)
         if kind == "full":
             blocks = chain.from_iterable(_full(work, d) for d in chosen)
@@ -133,8 +134,8 @@ class _Work:
         return batch.to(device_of(self.model))
 
 
-def _rows(work: _Work, domains: tuple[int, ...]) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of logged rows, batch by batch."""
+def _rows(work: _Work, domains: tuple[int, ...], bounds: tuple[float, float] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of logged rows, batch by batch; scores are kept within the bounds."""
     rows, limit = work.dataset.part(work.part), work.limit
     size = np.diff(np.asarray(rows.offsets))
     small = tuple(d for d in domains if limit is None or size[d] <= limit)
@@ -148,6 +149,7 @@ def _rows(work: _Work, domains: tuple[int, ...]) -> Iterator[dict[str, np.ndarra
         try:
             for place, batch in pairs:
                 logit = work.model(batch.to(device_of(work.model))).logit[:left, 0].float().cpu().numpy()
+                logit = logit if bounds is None else logit.clip(*bounds)
                 place = place[:left]
                 label = np.ones(len(place)) if rows.label is None else rows.label.take(place)
                 user, domain = rows.user.take(place), batch.domain.cpu().numpy()[:left]

@@ -395,6 +395,18 @@ class TestRows:
         found = named(scores, data).filter(pl.col("label") == 1).select("user", "item", "domain")
         assert found.sort(pl.all()).equals(clicked.sort(pl.all()))
 
+    def test_ratings_stay_within_the_range_of_training(self, tmp_path: Path) -> None:
+        rows = tuple((f"u{n % 5}", f"i{n % 7}", "xy"[n % 2], n, float(n % 3 + 1) if n < 40 else 9.0) for n in range(60))
+        data = made(log(rows, "time", "label"), self.PARTS, tmp_path)
+        assert data.schema.rating_range == (1.0, 3.0)
+        codes = score(model := Dot(data.schema), data, "test").frame
+        dot = (model.user[codes["user"].to_list()] * model.item[codes["item"].to_list()]).sum(1).numpy()
+        dot *= np.where(codes["domain"] == "x", 1, 2)
+        assert {bool(v) for v in (dot < 1)} == {bool(v) for v in (dot > 3)} == {False, True}
+        assert codes["score"].to_list() == np.clip(dot, 1, 3).tolist()
+        ranked = score(model, data, "test", task=RETRIEVAL).frame["score"]
+        assert float(ranked.max()) > 3  # type: ignore[arg-type]
+
     def test_what_does_not_exist_is_named(self, tmp_path: Path) -> None:
         _, data = self.data(tmp_path)
         for options, message in (
