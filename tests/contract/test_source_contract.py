@@ -16,7 +16,7 @@ PUBLIC = [name for name in NAMES if name not in ("table", "sql")]
 
 
 def test_sources_are_found_by_file_name() -> None:
-    assert {"table", "sql", "xmrec", "ciao", "epinions", "movielens"} <= set(NAMES)
+    assert {"table", "sql", "xmrec", "ciao", "epinions", "movielens", "douban"} <= set(NAMES)
     assert not [name for name in NAMES if name.startswith("_")]
 
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.io import savemat
 
 from isthmus.data.events import Events
-from isthmus.data.sources import ciao, epinions, load, movielens, sql, table, xmrec
+from isthmus.data.sources import ciao, douban, epinions, load, movielens, sql, table, xmrec
 from isthmus.data.sources._lists import draw_lists, held_out
 from isthmus.data.split import TEST, TRAIN, VALID
 from isthmus.errors import ColumnError, ConfigError, DataError, SourceError
@@ -464,6 +464,62 @@ class TestReviews:
             ciao.load(tmp_path)
 
 
+class TestDouban:
+    BOOK = ((1, 7, 4), (1, 8, 5), (2, 7, 1))
+    MUSIC = ((2, 7, 3), (3, 9, 5))
+
+    @pytest.fixture(params=["parquet", "csv", "original"])
+    def folder(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        for domain, ratings in (("book", self.BOOK), ("music", self.MUSIC)):
+            frame = pl.DataFrame(ratings, schema=["user", "item", "rating"], orient="row")
+            if request.param == "parquet":
+                frame.write_parquet(tmp_path / f"{domain}.parquet")
+            elif request.param == "csv":
+                frame.write_csv(tmp_path / f"{domain}.csv")
+            else:
+                frame = frame.rename({"user": "user_id", "item": f"{domain}_id"}).with_columns(labels=pl.lit("a|b"), comment=pl.lit("x\ty"))
+                frame.write_csv(tmp_path / f"{domain}reviews_cleaned.txt", separator="\t", quote_style="always")
+        return tmp_path
+
+    def test_every_layout_and_no_item_in_two_domains(self, folder: Path) -> None:
+        events = douban.load(folder).events
+        assert events.schema.domain_names == ("book", "music")
+        assert (events.schema.label, events.schema.timed) == ("rating", False)
+        assert rows(events) == [
+            ("1", "book 7", "book", None, 4.0),
+            ("1", "book 8", "book", None, 5.0),
+            ("2", "book 7", "book", None, 1.0),
+            ("2", "music 7", "music", None, 3.0),
+            ("3", "music 9", "music", None, 5.0),
+        ]
+
+    def test_options(self, folder: Path) -> None:
+        assert douban.load(folder, domains=("music", "book")).events.schema.domain_names == ("music", "book")
+        assert sorted(row[4] for row in rows(douban.load(folder, label="click").events)) == [0, 0, 0, 1, 1]
+        assert rows(events := douban.load(folder, min_item_events=2).events) == [
+            ("1", "book 7", "book", None, 4.0),
+            ("2", "book 7", "book", None, 1.0),
+        ]
+        assert events.dropped == {"ratings of items with fewer than 2 ratings": 3}
+        assert len(douban.load(folder, min_user_events=2).events) == 4
+        with pytest.raises(SourceError, match="no rating of book, music"):
+            douban.load(folder, min_user_events=2, min_item_events=2)
+
+    def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'book'"):
+            douban.load(tmp_path, domains="books")
+        with pytest.raises(ConfigError, match="did you mean 'rating'"):
+            douban.load(tmp_path, label="ratings")
+        (tmp_path / "book.csv").write_text("user,itm,rating\n1,2,3\n")
+        with pytest.raises(ColumnError, match=r"book\.csv has no column 'item'[\s\S]*did you mean 'itm'"):
+            douban.load(tmp_path, domains="book")
+        (tmp_path / "book.csv").write_text("user,item,rating\n1,2,good\n")
+        with pytest.raises(SourceError, match=r"book\.csv cannot be read"):
+            douban.load(tmp_path, domains="book")
+        (tmp_path / "book.csv").write_text("user,item,rating\n1,2,0\n1,3,5\n")
+        assert douban.load(tmp_path, domains="book").events.dropped == {"ratings outside 1 to 5": 1}
+
+
 @pytest.fixture
 def films(tmp_path: Path) -> Path:
     """MovieLens-1M's original layout."""
@@ -573,3 +629,12 @@ class TestRealData:
         assert np.bincount(events.domain).tolist() == [167_263, 102_957, 85_419]
         assert [len(np.unique(events.user[events.domain == d])) for d in range(3)] == [14_180, 10_731, 9_010]
         assert events.schema.time_unit == "step"
+
+    def test_douban(self) -> None:
+        events = douban.load().events
+        assert np.bincount(events.domain).tolist() == [96_041, 69_709]
+        users = [set(events.user[events.domain == d]) for d in range(2)]
+        assert [len(u) for u in users] == [2_110, 1_672]
+        assert len(users[0] & users[1]) == 1_566
+        assert len(events.item_ids) == 6_777 + 5_567
+        assert events.dropped == {}
