@@ -46,7 +46,7 @@ def test_sizes_by_hand(small: Events) -> None:
     assert (a.label_mean, b.label_mean) == (0.5, 0.5)
     assert (a.first, a.last, b.first, b.last) == (1, 3, 4, 5)
     assert (report.users, report.items, report.events) == (3, 3, 6)
-    assert report.parts == {"train": 6, "valid": 0, "test": 0, "unused": 0}
+    assert report.parts == {"train": 6, "valid": 0, "test": 0, "unused": 0, "known": 0}
 
 
 def test_overlaps_by_hand(small: Events) -> None:

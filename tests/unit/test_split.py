@@ -160,7 +160,7 @@ def test_given_takes_names_or_numbers():
         split.given(events, ["train"] * 3)
     with pytest.raises(SplitError, match="null"):
         split.given(events, pl.Series(["train", None, "test", "valid"]))
-    with pytest.raises(SplitError, match="numbers from 0 to 3"):
+    with pytest.raises(SplitError, match="numbers from 0 to 4"):
         split.given(events, [0, 1, 2, 7])
     with pytest.raises(SplitError, match=r"'b'.*no training events"):
         split.given(make([0, 1], [0, 1]), ["train", "test"])

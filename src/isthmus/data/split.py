@@ -24,8 +24,8 @@ from isthmus.storage import read_json, whole_folder, write_json
 if TYPE_CHECKING:
     from isthmus.data.events import Events
 
-TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
-PARTS = ("train", "valid", "test", "unused")
+TRAIN, VALID, TEST, UNUSED, KNOWN = range(5)
+PARTS = ("train", "valid", "test", "unused", "known")
 COLD_USERS = "cold_users"
 
 
@@ -34,7 +34,8 @@ class Split:
     """A part for every event.
 
     Attributes:
-        part: (N,) uint8: ``TRAIN``, ``VALID``, ``TEST`` or ``UNUSED``.
+        part: (N,) uint8: ``TRAIN``, ``VALID``, ``TEST``, ``UNUSED``, or ``KNOWN``: in the histories of later rows of timed
+            data, and nowhere else.
         rule: which rule made it.
         params: what the rule was given and what it found (thresholds), plus ``events``, a digest of the
             events it was made for.
@@ -48,8 +49,8 @@ class Split:
 
     def __post_init__(self) -> None:
         part = np.asarray(self.part)
-        if part.ndim != 1 or (len(part) and (part.min() < TRAIN or part.max() > UNUSED)):
-            raise SplitError("parts that are no numbers from 0 to 3", f"(N,) of {dict(enumerate(PARTS))}", "use the rule `given` for names")
+        if part.ndim != 1 or (len(part) and (part.min() < TRAIN or part.max() > KNOWN)):
+            raise SplitError("parts that are no numbers from 0 to 4", f"(N,) of {dict(enumerate(PARTS))}", "use the rule `given` for names")
         if foreign := sorted(set(self.candidates) - {"valid", "test"}):
             raise SplitError(f"candidate lists for {foreign}", "'valid' and 'test'", nearest(foreign[0], ("valid", "test")))
         object.__setattr__(self, "part", part.astype(np.uint8))
@@ -72,10 +73,10 @@ class Split:
     def in_history(self) -> np.ndarray:
         """(N,) bool: events that may enter the histories of later rows.
 
-        All but the unused ones; under ``cold_users`` training events only, because the target history of the
-        held-out users is what must not be known.
+        All but the unused ones; under ``cold_users`` training events and those only known, because the target history
+        of the held-out users is what must not be known.
         """
-        return self.part == TRAIN if self.rule == COLD_USERS else self.part != UNUSED
+        return np.isin(self.part, (TRAIN, KNOWN)) if self.rule == COLD_USERS else self.part != UNUSED
 
     def merged(self) -> Split:
         """The split of the final fit: validation events become training events."""
@@ -213,41 +214,83 @@ def leave_last(events: Events, min_events: int = 3, seed: int = 0) -> Split:
     return _made(events, part, "leave_last", {"min_events": min_events, **chosen})
 
 
-def cold_users(events: Events, target: str, share: float, seed: int = 0, valid: float = 0.1) -> Split:
+def cold_users(
+    events: Events,
+    target: str,
+    share: float,
+    seed: int = 0,
+    valid: float = 0.1,
+    min_source: int = 1,
+    max_source: int | None = None,
+    after: float | None = None,
+) -> Split:
     """Users of other domains come to ``target`` for the first time.
 
-    The overlapping users have events in ``target`` and in another domain.  A random ``share`` of them loses
-    its events in ``target``: those are the test part.  Of the other overlapping users a share ``valid``
-    likewise loses its own to validation.  Everything else is train, whatever its time, as in EMCDR (Man et
-    al., IJCAI 2017) and PTUPCDR (Zhu et al., WSDM 2022); and held-out events enter nobody's history.
+    The overlapping users have events in ``target`` and from ``min_source`` to ``max_source`` events in other domains.
+    A random ``share`` of them loses its events in ``target``: those are the test part.  Of the other overlapping users
+    a share ``valid`` likewise loses its own to validation.  Everything else is train, whatever its time, as in EMCDR
+    (Man et al., IJCAI 2017) and PTUPCDR (Zhu et al., WSDM 2022); and held-out events enter nobody's history.
+
+    With ``after`` nothing is trained on that is not known at the moment predicted: the target's events are cut at a
+    moment, where those before it come nearest to this share.  Of the test users' events in ``target`` those from the
+    moment on are the test part.  Before the moment everything else is as above; from it on nothing trains or validates,
+    and the test users' events in other domains are known: a test row's history holds those before its own time.  Source
+    events are then counted before the moment.
 
     Args:
-        events: the events.
+        events: the events; timed for ``after``.
         target: name of the domain.
         share: of the overlapping users, between 0 and 1.
         seed: draws the users.
         valid: of the overlapping users that are not test users; 0 for no validation part.
+        min_source, max_source: least and most events in the other domains together; None: no limit.
+        after: share of the target's events before the test rows, between 0 and 1; None: time plays no part.
 
     Raises:
-        SplitError: too few overlapping users for a part asked for, or no training events left in a domain.
+        SplitError: too few overlapping users for a part asked for, no training events left in a domain, numbers out
+            of range, or ``after`` without times.
         ConfigError: no such domain.
     """
     index = events.schema.domain_index(target)
-    if not 0 < share < 1 or not 0 <= valid < 1:
-        raise SplitError(f"share={share}, valid={valid}", "shares between 0 and 1", "correct them")
-    users = max(len(events.user_ids), 1)
-    inside, outside = np.zeros(users, bool), np.zeros(users, bool)
-    inside[events.user[events.domain == index]] = True
-    outside[events.user[events.domain != index]] = True
-    overlapping = np.random.default_rng(seed).permutation(np.flatnonzero(inside & outside))
-    tests = round(share * len(overlapping))
-    valids = round(valid * (len(overlapping) - tests))
+    if not 0 < share < 1 or not 0 <= valid < 1 or (after is not None and not 0 < after < 1):
+        raise SplitError(f"share={share}, valid={valid}, after={after}", "shares between 0 and 1", "correct them")
+    if min_source < 1 or (max_source is not None and max_source < min_source):
+        came = f"min_source={min_source}, max_source={max_source}"
+        raise SplitError(came, "at least 1 source event, and a most that is not below the least", "correct them")
+    own = events.domain == index
+    moment, late = _moment(events, own, after)
+    users = len(events.user_ids)
+    source = np.bincount(events.user[~own & ~late], minlength=users)
+    enough = (source >= min_source) & (source <= (len(own) if max_source is None else max_source))
+    overlapping = np.flatnonzero(enough & (np.bincount(events.user[own], minlength=users) > 0))
+    drawn = np.random.default_rng(seed).permutation(overlapping)
+    tests = round(share * len(drawn))
+    valids = round(valid * (len(drawn) - tests))
     part_of_user = np.full(users, TRAIN, np.uint8)
-    part_of_user[overlapping[:tests]] = TEST
-    part_of_user[overlapping[tests : tests + valids]] = VALID
-    part = np.where(events.domain == index, part_of_user[events.user], TRAIN)
-    params = {"target": target, "share": share, "seed": seed, "valid": valid, "overlapping_users": len(overlapping)}
+    part_of_user[drawn[:tests]] = TEST
+    part_of_user[drawn[tests : tests + valids]] = VALID
+    part = np.where(own, part_of_user[events.user], TRAIN)
+    if after is not None:
+        cold = part_of_user[events.user] == TEST
+        part[own & cold & ~late] = UNUSED
+        part[late] = np.where(cold, np.where(own, TEST, KNOWN), UNUSED)[late]
+    params = {"target": target, "share": share, "seed": seed, "valid": valid, "min_source": min_source, "max_source": max_source}
+    params |= {"after": after, "test_from": moment, "overlapping_users": len(drawn)}
     return _made(events, part, COLD_USERS, params, {"valid": valid > 0, "test": True})
+
+
+def _moment(events: Events, own: np.ndarray, after: float | None) -> tuple[int | None, np.ndarray]:
+    """The moment with a share ``after`` of some events before it, and which of all events are not before it."""
+    if after is None:
+        return None, np.zeros(len(own), bool)
+    if events.time is None:
+        raise SplitError(f"after={after} for events without times", "timed events", "leave `after` out")
+    moments, counts = np.unique(events.time[own], return_counts=True)
+    if not len(moments):
+        raise SplitError(f"rule {COLD_USERS!r} for a target without events", "events in every part", "choose another target")
+    before = np.cumsum(counts) - counts
+    moment = int(moments[np.abs(before - after * counts.sum()).argmin()])
+    return moment, events.time >= moment
 
 
 def given(events: Events, part: Sequence[Any] | np.ndarray | pl.Series, candidates: dict[str, Candidates] | None = None) -> Split:
@@ -255,7 +298,7 @@ def given(events: Events, part: Sequence[Any] | np.ndarray | pl.Series, candidat
 
     Args:
         events: the events.
-        part: (N,) names ``train``, ``valid``, ``test``, ``unused``, or their numbers 0 to 3.
+        part: (N,) names ``train``, ``valid``, ``test``, ``unused``, ``known``, or their numbers 0 to 4.
         candidates: given lists, under ``valid`` and ``test``.
 
     Raises:
