@@ -420,6 +420,13 @@ class TestReviews:
         assert set(events.time) <= set(range(1, 12))
         assert [r[2] for r in rows(events)].count("movies") == 3
 
+    @pytest.mark.parametrize("site", [ciao, epinions])
+    def test_times_can_be_left_out(self, site, reviews: np.ndarray, tmp_path: Path) -> None:
+        savemat(tmp_path / "rating_with_timestamp.mat", {"rating": reviews})
+        timed, untimed = (site.load(tmp_path, domains="all", timed=value).events for value in (True, False))
+        assert (timed.schema.timed, untimed.schema.timed, untimed.time) == (True, False, None)
+        assert [(*r[:3], None, r[4]) for r in rows(timed)] == rows(untimed)
+
     def test_trust_is_a_field_of_users(self, reviews: np.ndarray, tmp_path: Path) -> None:
         savemat(tmp_path / "rating.mat", {"rating": reviews[:, :5]})
         savemat(tmp_path / "trustnetwork.mat", {"trustnetwork": np.array([[1, 2], [1, 77], [88, 1]])})

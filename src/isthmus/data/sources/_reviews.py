@@ -48,7 +48,13 @@ class Site:
 
 
 def load(
-    site: Site, path: str | Path | None, domains: Sequence[str] | str, label: Literal["rating", "click"], min_user_events: int, trust: bool
+    site: Site,
+    path: str | Path | None,
+    domains: Sequence[str] | str,
+    label: Literal["rating", "click"],
+    min_user_events: int,
+    trust: bool,
+    timed: bool,
 ) -> Loaded:
     """Reads one of the sites; the arguments are explained at ``ciao.load``."""
     if label not in ("rating", "click"):
@@ -73,7 +79,7 @@ def load(
         user="user",
         item="item",
         domain="domain",
-        time="time" if "time" in frame.columns else None,
+        time="time" if timed and "time" in frame.columns else None,
         label="label",
         label_kind=label,
         users=users,

@@ -32,6 +32,7 @@ def load(
     label: Literal["rating", "click"] = "rating",
     min_user_events: int = 5,
     trust: bool = False,
+    timed: bool = True,
 ) -> Loaded:
     """Timed ratings (unix seconds; only the day is known).
 
@@ -41,6 +42,8 @@ def load(
         label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 5.
         min_user_events: users with fewer ratings in these domains are dropped.
         trust: give users a multi-valued field ``trusts``, the users they trust.
+        timed: False leaves the times out: a history is then the set of everything known of a user elsewhere, whenever it
+            happened, as in the usual cold-start protocol (EMCDR, PTUPCDR).
 
     Returns:
         Events whose ``dropped`` counts the zero ratings (invalid) and those of users with too few.
@@ -49,4 +52,4 @@ def load(
         SourceError: a file is missing or damaged.
         ConfigError: an unknown category or label.
     """
-    return _reviews.load(SITE, path, domains, label, min_user_events, trust)
+    return _reviews.load(SITE, path, domains, label, min_user_events, trust, timed)

@@ -33,8 +33,13 @@ def load(
     label: Literal["rating", "click"] = "rating",
     min_user_events: int = 5,
     trust: bool = False,
+    timed: bool = True,
 ) -> Loaded:
     """Ratings with their period, 1 to 11, as the time.
+
+    Periods are coarse, and a history holds strictly earlier ones alone: of the users who come from movies to music
+    (``cold_users``) half of the ratings to be predicted then have no history in movies at all.  With ``timed=False``
+    all of them have one.
 
     Args:
         path: the folder, original or parquet; None searches ``$ISTHMUS_DATA/epinions``.
@@ -42,6 +47,8 @@ def load(
         label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 5.
         min_user_events: users with fewer ratings in these domains are dropped.
         trust: give users a multi-valued field ``trusts``, the users they trust.
+        timed: False leaves the times out: a history is then the set of everything known of a user elsewhere, whenever it
+            happened, as in the usual cold-start protocol (EMCDR, PTUPCDR).
 
     Returns:
         Events; ``dropped`` counts what was left out and why.
@@ -50,4 +57,4 @@ def load(
         SourceError: a file is missing or damaged.
         ConfigError: an unknown category or label.
     """
-    return _reviews.load(SITE, path, domains, label, min_user_events, trust)
+    return _reviews.load(SITE, path, domains, label, min_user_events, trust, timed)
