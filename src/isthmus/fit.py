@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -33,6 +33,7 @@ from isthmus.model import Model, Retriever, Stage
 from isthmus.progress import Bar, Board, Hold, holding
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
+from isthmus.stages import drop_other_rows, only, training
 from isthmus.task import Task, default_task, get_task
 
 __all__ = ["Best", "How", "Run", "build", "fit", "load_run", "resume"]
@@ -168,8 +169,10 @@ def _train(work: _Work, found: Checkpoint | None) -> Best:
         domains = _domains(work.dataset, work.how, stage)
         if number < state.stage or not domains:
             continue
-        with _only(work.model, stage):
-            work.optimisers = _optimisers(work) if stage.solve is None else []
+        with only(work.model, stage):
+            rows = {weight: mask.to(work.device) for weight, mask in (stage.rows or {}).items()}
+            stage = replace(stage, rows=rows)
+            work.optimisers = _optimisers(work, stage) if stage.solve is None else []
             if found is not None:
                 found.restore_optimisers(work.optimisers)
             _solve(work, stage, domains) if stage.solve is not None else _epochs(work, stage, domains)
@@ -181,10 +184,10 @@ def _train(work: _Work, found: Checkpoint | None) -> Best:
     return state.kept or Best(0, "")
 
 
-def _optimisers(work: _Work) -> Optimisers:
-    """Of the weights that want a gradient."""
-    how = work.how
-    found, lines = make_optimisers(work.model, how.lr, how.table_lr, how.table_optimiser, how.weight_decay, table_decay=how.table_decay)
+def _optimisers(work: _Work, stage: Stage) -> Optimisers:
+    """Of the weights that want a gradient; those of which some rows stand still never decay."""
+    how, settings = work.how, (work.how.lr, work.how.table_lr, work.how.table_optimiser, work.how.weight_decay)
+    found, lines = make_optimisers(work.model, *settings, table_decay=how.table_decay, spared=tuple(stage.rows or ()))
     work.bar.say("\n".join(lines))
     return found
 
@@ -209,7 +212,7 @@ def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
     plan, positives = _plan(work, domains), work.task.ranked
     total = steps(work.dataset, "train", plan, positives_only=positives)
     while not _over(state, how):
-        work.model.train()
+        training(work.model)
         epoch, step = state.epoch, state.step
         work.bar.begin(f"{stage.name} {epoch + 1}/{how.last}", total, step)
         stream = batches(work.dataset, "train", work.model.needs, plan, epoch=epoch, start=step, positives_only=positives)
@@ -245,6 +248,7 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     for optimiser in work.optimisers:
         optimiser.zero_grad(set_to_none=True)
     losses["total"].backward()
+    drop_other_rows(stage.rows or {})
     if work.how.clip is not None:
         clip_gradients(work.model.parameters(), work.how.clip)
     for optimiser in work.optimisers:
@@ -379,21 +383,6 @@ def _sampler(work: _Work) -> str:
         return "uniform"
     largest = max(len(work.dataset.catalogue(d)) for d in range(len(work.dataset.schema.domains)))
     return "full" if largest <= FULL_CATALOGUE else "mixed"
-
-
-@contextmanager
-def _only(model: Model, stage: Stage) -> Iterator[None]:
-    """Only the stage's weights get gradients in the block."""
-    before = {p: p.requires_grad for p in model.parameters()}
-    if stage.weights is not None:
-        wanted = set(stage.weights)
-        for p in before:
-            p.requires_grad_(p in wanted)
-    try:
-        yield
-    finally:
-        for p, required in before.items():
-            p.requires_grad_(required)
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -33,6 +33,8 @@ class Stage:
         loss: (model, batch) -> named scalar terms; None means the task's loss.
         solve: closed form instead of epochs: called once with the data set and the domain indices to learn
             from; fills the model's buffers.
+        rows: parameters of which some rows alone are trained, with a bool mask over the first dimension.  They are trained beside
+            ``weights``; their other rows stand still, bit for bit, and the whole of them never decays.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Stage:
     domains: tuple[int, ...] | None = None
     loss: Loss | None = None
     solve: Callable[[Dataset, tuple[int, ...]], None] | None = None
+    rows: Mapping[nn.Parameter, Tensor] | None = None
 
 
 class Model(nn.Module, ABC):
@@ -112,13 +115,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Running statistics and no dropout in the block; the mode before comes back."""
-    training = model.training
+    """Running statistics and no dropout in the block; every module's mode before comes back."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -6,7 +6,7 @@ ids.  A large table here has sparse gradients, and its optimiser touches the row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -103,6 +103,7 @@ def optimisers(
     weight_decay: float = 0.0,
     weights: Iterable[nn.Parameter] | None = None,
     table_decay: float = 0.0,
+    spared: Collection[nn.Parameter] = (),
 ) -> tuple[list[torch.optim.Optimizer], list[str]]:
     """The optimisers of a model: one for its large tables, one for all the rest.
 
@@ -115,6 +116,7 @@ def optimisers(
         weight_decay: decoupled; reaches matrices alone: no table, bias or norm.
         weights: train only these; None: all that want a gradient.
         table_decay: decoupled decay of the tables: of the rows touched, or of all rows where a table is dense.
+        spared: weights that never decay.
 
     Returns:
         The optimisers, and a line of text for each table and for the rest.
@@ -143,25 +145,30 @@ def optimisers(
             if module.sparse:
                 tables[id(module.weight)] = module.weight
     rest = [p for p in model.parameters() if id(p) in wanted and id(p) not in tables]
+    kept = {id(p) for p in spared}
     found: list[torch.optim.Optimizer] = []
     if tables:
-        decay = {"weight_decay": table_decay} if table_decay else {}
-        found.append(_KIND[table_optimiser](list(tables.values()), lr=table_lr, **decay))
+        groups = [
+            {"params": [p for p in tables.values() if id(p) not in kept], **({"weight_decay": table_decay} if table_decay else {})},
+            {"params": [p for p in tables.values() if id(p) in kept]},
+        ]
+        found.append(_KIND[table_optimiser]([g for g in groups if g["params"]], lr=table_lr))
     if rest:
-        found.append(_for_rest(model, rest, lr, weight_decay, {"lr": dense_lr, "weight_decay": table_decay}))
+        found.append(_for_rest(model, rest, lr, weight_decay, {"lr": dense_lr, "weight_decay": table_decay}, kept))
         lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, AdamW, lr {lr:g}, weight decay {weight_decay:g}")
     return found, lines
 
 
 def _for_rest(
-    model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float, table: dict[str, float]
+    model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float, table: dict[str, float], spared: set[int]
 ) -> torch.optim.Optimizer:
     """AdamW, in groups: matrices, dense tables with settings of their own, and all that does not decay."""
-    matrices = {id(p) for p in _matrices(model)}
+    matrices = {id(p) for p in _matrices(model)} - spared
     tables = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
     groups = [
         {"params": [p for p in weights if id(p) in matrices], "weight_decay": weight_decay},
-        {"params": [p for p in weights if id(p) in tables], **table},
+        {"params": [p for p in weights if id(p) in tables - spared], **table},
+        {"params": [p for p in weights if id(p) in tables & spared], **table, "weight_decay": 0.0},
         {"params": [p for p in weights if id(p) not in matrices | tables], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=weights[0].device.type in ("cpu", "cuda"))
