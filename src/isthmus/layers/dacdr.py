@@ -1,0 +1,251 @@
+"""The parts of DACDR: events as vectors, the two-step attention over them, and the biases that a prediction starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batch import Batch
+from isthmus.layers.attention import CrossAttention, masked_mean, masked_softmax
+from isthmus.layers.biases import Biases
+from isthmus.layers.domain import Offsets
+from isthmus.layers.table import Table
+from isthmus.schema import PADDING, Schema
+
+ITEM, CARRIED, LOG_KAPPA = 1.0, 0.7, math.log(5.0)  # where the weights of the biases start
+LOG_SCALE = 0.25  # of log(1 + count): about 0..1 for up to 50
+
+
+@dataclass(slots=True)
+class Events:
+    """What a user did: the events of other domains, then those of the row's own where they are read.
+
+    Attributes:
+        item: (B, L) codes, 0 pads.
+        domain: (B, L) domain indices, -1 pads.
+        behaviour: (B, L) codes, or None where the data have no types.
+        residual: (B, L) ratings less level and item bias, 0 pads; None where the data have no ratings.
+        own: (B, L) bool, events of the row's own domain.
+    """
+
+    item: Tensor
+    domain: Tensor
+    behaviour: Tensor | None
+    residual: Tensor | None
+    own: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """(B, L) bool, False at padding."""
+        return self.item != PADDING
+
+
+def events_of(batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | None = None) -> Events:
+    """The events of a batch.
+
+    Args:
+        batch: with cross histories, and its own when asked for.
+        biases: what ratings are compared with.
+        own_history: read the row's own domain too.
+        hidden: (B, 1) bool, rows whose own-domain events are left out.
+    """
+    assert batch.cross_history is not None
+    assert batch.cross_domain is not None
+    item, domain, behaviour, label = batch.cross_history, batch.cross_domain, batch.cross_behaviour, batch.cross_label
+    own = torch.zeros_like(item, dtype=torch.bool)
+    if own_history:
+        assert batch.history is not None
+        here = batch.history if hidden is None else batch.history.masked_fill(hidden, PADDING)
+        there = batch.domain[:, None].expand_as(here).masked_fill(here == PADDING, -1)
+        own = torch.cat([own, torch.ones_like(here, dtype=torch.bool)], 1)
+        item, domain = torch.cat([item, here], 1), torch.cat([domain, there], 1)
+        if behaviour is not None and batch.history_behaviour is not None:
+            behaviour = torch.cat([behaviour, batch.history_behaviour], 1)
+        if label is not None and batch.history_label is not None:
+            label = torch.cat([label, batch.history_label], 1)
+    residual = None if label is None else biases.residual(item, domain.clamp_min(0), label) * (item != PADDING)
+    return Events(item, domain, behaviour, residual, own)
+
+
+class EventKinds(nn.Module):
+    """What is added to an event's item: its domain, its behaviour type, and how much more it was liked than expected.
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of a vector.
+    """
+
+    def __init__(self, schema: Schema, dim: int) -> None:
+        super().__init__()
+        self.domain = Table(len(schema.domains) + 1, dim)
+        self.behaviour = Table(len(schema.behaviours) + 1, dim) if schema.behaviours else None
+        self.residual = nn.Parameter(torch.randn(dim) * 0.1) if schema.label == "rating" else None
+
+    def forward(self, events: Events) -> Tensor:
+        """(B, L, dim)."""
+        x = self.domain(events.domain + 1)
+        if self.behaviour is not None and events.behaviour is not None:
+            x = x + self.behaviour(events.behaviour)
+        if self.residual is not None and events.residual is not None:
+            x = torch.addcmul(x, events.residual[..., None], self.residual)
+        return x
+
+
+class TwoStep(nn.Module):
+    """Domain-level, then item-level attention (eq. 3, 4) over sequences of behaviours.
+
+    ``target``: the domain tokens query the behaviours, and each candidate's item tokens query what they found; all of it,
+    flattened, is the output.  ``sequence``, as printed: the behaviours query the domain tokens, and what each found queries
+    the item tokens; the output is the mean over behaviours.
+
+    Args:
+        copy_of: for each domain the copy of W_Q, W_K, W_V that it uses.
+        dim, heads: width of a token; heads of both steps.
+        domain_tokens, item_tokens: how many there are.
+        sequences: behaviours come as this many sequences, each with a mask of its own.
+        queries: ``target`` or ``sequence``.
+        domain_attention, item_attention: False: without this step.
+
+    Attributes:
+        width: of the output.
+    """
+
+    def __init__(
+        self,
+        copy_of: Sequence[int],
+        dim: int,
+        heads: int,
+        *,
+        domain_tokens: int,
+        item_tokens: int,
+        sequences: int,
+        queries: str,
+        domain_attention: bool,
+        item_attention: bool,
+    ) -> None:
+        super().__init__()
+        self.target = queries == "target"
+        self.domain = CrossAttention(copy_of, dim, heads) if domain_attention else None
+        self.item = CrossAttention(copy_of, dim, heads) if item_attention else None
+        tokens = item_tokens if item_attention else domain_tokens if domain_attention else 1
+        self.width = sequences * dim * (tokens if self.target else 1)
+
+    def forward(self, x: Tensor, mask: Tensor, domain: Tensor, item: Tensor, offsets: Offsets) -> Tensor:
+        """Transferable features of each candidate.
+
+        Args:
+            x: (B, L, dim) behaviours, rows ordered by domain.
+            mask: (B, N, L) bool, which behaviours each of the N sequences has.
+            domain: (B, T, dim) domain tokens.
+            item: (B, C, F, dim) item tokens.
+            offsets: D + 1 bounds.
+
+        Returns:
+            (B, C, width); (B, 1, width) where candidates make no difference.
+        """
+        return (self._target if self.target else self._sequence)(x, mask, domain, item, offsets)
+
+    def domain_weights(self, x: Tensor, mask: Tensor, domain: Tensor, offsets: Offsets) -> Tensor:
+        """Step 1 of ``target``: (B, N, heads, T, L), each row's weights of its behaviours."""
+        assert self.domain is not None
+        return masked_softmax(self.domain.scores(domain, x, offsets)[:, None], mask[:, :, None, None])
+
+    def _target(self, x: Tensor, mask: Tensor, domain: Tensor, item: Tensor, offsets: Offsets) -> Tensor:
+        rows, candidates, fields, dim = item.shape
+        asked = x[:, None]  # (B, N or 1, L, dim): what the item tokens query
+        if self.domain is not None:
+            asked = self.domain.mix(self.domain_weights(x, mask, domain, offsets), asked, offsets)  # (B, N, T, dim)
+        if self.item is None:
+            found = masked_mean(x, mask) if self.domain is None else asked
+            return found.reshape(rows, 1, self.width)
+        scores = self.item.scores(item.flatten(1, 2), asked.flatten(1, 2), offsets)  # (B, heads, C F, N T or L)
+        scores = scores.unflatten(-1, asked.shape[1:3]).movedim(3, 1)  # (B, N or 1, heads, C F, T or L)
+        weights = masked_softmax(scores, mask[:, :, None, None]) if self.domain is None else scores.softmax(-1)
+        found = self.item.mix(weights, asked, offsets)  # (B, N, C F, dim)
+        return found.reshape(rows, -1, candidates, fields * dim).transpose(1, 2).flatten(2)
+
+    def _sequence(self, x: Tensor, mask: Tensor, domain: Tensor, item: Tensor, offsets: Offsets) -> Tensor:
+        rows, candidates, fields, _ = item.shape
+        if self.domain is not None:
+            weights = self.domain.scores(x, domain, offsets).softmax(-1)
+            x = self.domain.mix(weights[:, None], domain[:, None], offsets)[:, 0]  # (B, L, dim)
+        if self.item is None:
+            return masked_mean(x, mask).view(rows, 1, self.width)
+        scores = self.item.scores(x, item.flatten(1, 2), offsets).unflatten(-1, (candidates, fields))
+        weights = scores.softmax(-1).movedim(1, 2).flatten(2)  # (B, L, heads C F)
+        mean = masked_mean(weights, mask).view(rows, -1, self.item.heads, candidates, fields)  # over behaviours: it commutes with values
+        mean = mean.permute(0, 3, 2, 1, 4)  # (B, C, heads, N, F)
+        found = self.item.mix(mean, item, offsets)  # (B, C, N, dim)
+        return found.flatten(2)
+
+
+class Start(nn.Module):
+    """The biases that a prediction starts from, each domain with weights of its own.
+
+    With level m_d, item bias b, and sums of residuals S over the user's n events elsewhere and S' over her n' events here::
+
+        carried = w_d S / (n + kappa_d)
+        user    = carried + w'_d (S' - n' carried) / (n' + kappa'_d)
+        start   = m_d + a_d b + user
+
+    so that what is known of her here takes the place of what was carried over.  Clicks come without ratings along with
+    histories: start = m_d + a_d b.
+
+    Args:
+        schema: of an encoded data set.
+        own_history: read the row's own domain.
+
+    Attributes:
+        width: of the numbers.
+    """
+
+    def __init__(self, schema: Schema, own_history: bool) -> None:
+        super().__init__()
+        n = len(schema.domains)
+        self.own_history = own_history
+        labelled, rated = schema.label != "implicit", schema.label == "rating"
+
+        def weights(value: float, wanted: bool = True) -> nn.Parameter | None:
+            return nn.Parameter(torch.full((n,), value)) if wanted else None
+
+        self.item = weights(ITEM, labelled)
+        self.carried, self.log_kappa = weights(CARRIED, rated), weights(LOG_KAPPA, rated)
+        self.own, self.log_own_kappa = weights(1.0, rated and own_history), weights(LOG_KAPPA, rated and own_history)
+        self.width = 2 * labelled + (1 + own_history) * (1 + rated)
+
+    def forward(self, batch: Batch, events: Events, biases: Biases) -> tuple[Tensor, Tensor]:
+        """The start (B, C) and the numbers (B, C, width): item bias, its log count, user, log number of events."""
+        domain = batch.domain[:, None]
+        start, item = self._item(batch, domain.expand_as(batch.item), biases)
+        user, numbers = self._user(domain, events)
+        both = [*item, *(number.expand_as(batch.item) for number in numbers)]
+        return start if user is None else start + user, torch.stack(both, -1)
+
+    def _item(self, batch: Batch, domain: Tensor, biases: Biases) -> tuple[Tensor, list[Tensor]]:
+        level = biases.level[domain]
+        if self.item is None:
+            return level, []
+        bias, count = biases.item(batch.item, domain)
+        if self.training and batch.label is not None:  # the first candidate is the row's own event; negatives are no events
+            first = biases.item(batch.item[:, :1], domain[:, :1], batch.label[:, :1])
+            bias, count = (torch.cat([own, rest[:, 1:]], 1) for own, rest in zip(first, (bias, count), strict=True))
+        return level + self.item[domain] * bias, [bias, count.log1p() * LOG_SCALE]
+
+    def _user(self, domain: Tensor, events: Events) -> tuple[Tensor | None, list[Tensor]]:
+        """(B, 1) each."""
+        real, own = events.real, events.own
+        n, m = ((real & kind).sum(1, keepdim=True).to(torch.float32) for kind in (~own, own))
+        counts = [number.log1p() * LOG_SCALE for number in ((n, m) if self.own_history else (n,))]
+        if self.carried is None or self.log_kappa is None:
+            return None, counts
+        assert events.residual is not None
+        carried = self.carried[domain] * (events.residual * ~own).sum(1, keepdim=True) / (n + self.log_kappa[domain].exp())
+        if self.own is None or self.log_own_kappa is None:
+            return carried, [carried, *counts]
+        surprise = (events.residual * own).sum(1, keepdim=True) - m * carried
+        here = self.own[domain] * surprise / (m + self.log_own_kappa[domain].exp())
+        return carried + here, [carried, here, *counts]

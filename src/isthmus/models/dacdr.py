@@ -1,0 +1,175 @@
+"""DACDR: what a user did in other domains, read twice: for the target domain, then for the item.
+
+Luo, Ma, Nie, Peng, Lin, Shao, Xu: Domain-Aware Cross-Attention for Cross-Domain Recommendation, ICASSP 2024.  With behaviours
+X, tokens e_d of the target domain and e_v of the candidate, and CA as in ``isthmus.layers.attention`` (eq. 1, 2)::
+
+    e_1    = CA(e_d, X, X)                            domain-level (eq. 3)
+    e_z    = CA(e_v, e_1, e_1)                        item-level (eq. 4), z = seq over ids, side over the items' fields
+    e_hat  = g([e_seq, e_side, e_d])                  domain encoder (eq. 6)
+    logit  = h([e_hat, e_seq, e_side, e_v, e_d])      eq. 7; trained by the task's own loss (eq. 8)
+
+Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask: with one key their softmax is 1
+and the behaviours have no say (``queries="sequence"``; here domain and item are several tokens).  ``start="bias"`` adds
+biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to h.  h also
+reads the user's id and fields and their product with the candidate's, and the own domain's history (``own_history``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batch import Batch, Needs, Output
+from isthmus.errors import ConfigError, nearest
+from isthmus.layers.biases import Biases
+from isthmus.layers.checks import require_share
+from isthmus.layers.dacdr import EventKinds, Events, Start, TwoStep, events_of
+from isthmus.layers.features import ContextFields, EntityFields
+from isthmus.layers.mlp import MLP
+from isthmus.layers.table import Table
+from isthmus.model import Model
+from isthmus.schema import Schema
+
+QUERIES = ("target", "sequence")
+STARTS = ("bias", "level")
+
+
+class DACDR(Model):
+    """Domain-aware cross-attention.
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of a token.
+        tokens: learnt tokens of a domain, besides one for each context field.
+        hidden: widths of the hidden layers of g and h.
+        heads: of both attention steps; must divide ``dim``.
+        queries: ``target``: domain and item ask, behaviours answer; ``sequence``: as printed.
+        domain_attention: False: without step 1 (w/o DA).
+        item_attention: False: without step 2 (w/o IA).
+        start: ``bias``: from biases of items and users; ``level``: from the domain's mean label alone (as printed).
+        own_history: read the row's own domain's history beside the others'.
+        own_dropout: share of rows whose own history is left out in training, so that users without one are known.
+        dropout: share of hidden activations dropped in training.
+        id_dropout: share of ids replaced by "unknown" in training.
+        own_attention: names of domains with W_Q, W_K, W_V of their own; the others share theirs.
+
+    Raises:
+        ConfigError: no such direction, start or domain, or a number out of range.
+    """
+
+    needs: ClassVar[Needs] = Needs(history=True, cross_history=True, behaviour=True, history_label=True, context=True)
+    paper: ClassVar[str] = "Luo et al., Domain-Aware Cross-Attention for Cross-Domain Recommendation, ICASSP 2024"
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        dim: int = 16,
+        tokens: int = 4,
+        hidden: Sequence[int] = (64, 32),
+        heads: int = 1,
+        queries: str = "target",
+        domain_attention: bool = True,
+        item_attention: bool = True,
+        start: str = "bias",
+        own_history: bool = True,
+        own_dropout: float = 0.5,
+        dropout: float = 0.0,
+        id_dropout: float = 0.05,
+        own_attention: Sequence[str] = (),
+    ) -> None:
+        super().__init__(schema)
+        for name, value, known in (("queries", queries, QUERIES), ("start", start, STARTS)):
+            if value not in known:
+                raise ConfigError(f"{name} = {value!r}", f"one of {known}", nearest(str(value), known))
+        if tokens < 1:
+            raise ConfigError(f"tokens = {tokens!r}", "1 or more", "try 4")
+        require_share("own_dropout", own_dropout)
+        own = [schema.domain_index(name) for name in own_attention]
+        copy_of = [own.index(d) + 1 if d in own else 0 for d in range(len(schema.domains))]
+        if not own_history:
+            self.needs = Needs(cross_history=True, behaviour=True, history_label=True, context=True)  # type: ignore[misc]
+        self.tokens, self.own_history, self.own_dropout = tokens, own_history, own_dropout
+        self.users = EntityFields(schema.user, dim, id_dropout=id_dropout)
+        self.items = EntityFields(schema.item, dim, id_dropout=id_dropout)
+        self.domain = Table(len(schema.domains) + 1, tokens * dim, std=0.1)
+        self.context = ContextFields(schema.context, dim) if schema.context else None
+        self.biases = Biases(schema)
+        self.start = Start(schema, own_history) if start == "bias" else None
+        self.sequences = max(1, len(schema.behaviours))
+        domain_tokens = tokens + len(schema.context)
+
+        def stack() -> TwoStep:
+            return TwoStep(
+                copy_of,
+                dim,
+                heads,
+                domain_tokens=domain_tokens,
+                item_tokens=self.items.fields,
+                sequences=self.sequences,
+                queries=queries,
+                domain_attention=domain_attention,
+                item_attention=item_attention,
+            )
+
+        self.kinds = nn.ModuleList(EventKinds(schema, dim) for _ in range(1 + bool(schema.item.fields)))
+        self.stacks = nn.ModuleList(stack() for _ in self.kinds)
+        width = sum(s.width for s in self.stacks if isinstance(s, TwoStep)) + domain_tokens * dim
+        self.encoder = MLP(width, hidden, dropout=dropout, out=dim)
+        numbers = 0 if self.start is None else self.start.width
+        profile = self.users.fields * dim + 2 * dim
+        self.head = MLP(dim + width + self.items.fields * dim + profile + numbers, hidden, dropout=dropout, out=1)
+        if self.start is not None:
+            last = self.head.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, C)."""
+        events = self._events(batch)
+        domain = self._domain_tokens(batch)
+        user, item = self.users(batch.user), self.items(batch.item)
+        transferred = [
+            stack(x, self._masks(events), domain, item, batch.offsets)
+            for stack, x in zip(self.stacks, self._behaviours(events), strict=True)
+        ]
+
+        def each(x: Tensor) -> Tensor:
+            return x.expand(-1, batch.item.shape[1], -1)
+
+        known = [*map(each, transferred), each(domain.flatten(1)[:, None])]
+        encoded = self.encoder(torch.cat(known, 2))
+        known += [encoded, item.flatten(2), each(user.flatten(1)[:, None]), user[:, None, 0] * item[:, :, 0], encoded * item[:, :, 0]]
+        if self.start is None:
+            level = self.biases.level[batch.domain][:, None]
+            return Output(level + self.head(torch.cat(known, 2)).squeeze(2))
+        first, numbers = self.start(batch, events, self.biases)
+        return Output(first + self.head(torch.cat([*known, numbers], 2)).squeeze(2))
+
+    def _domain_tokens(self, batch: Batch) -> Tensor:
+        """(B, tokens + context fields, dim)."""
+        own = self.domain(batch.domain + 1).unflatten(1, (self.tokens, -1))
+        return own if self.context is None else torch.cat([own, self.context(batch.context)], 1)
+
+    def _events(self, batch: Batch) -> Events:
+        hidden = None
+        if self.training and self.own_history and self.own_dropout > 0:
+            hidden = torch.rand(len(batch), 1, device=batch.user.device) < self.own_dropout
+        return events_of(batch, self.biases, self.own_history, hidden)
+
+    def _behaviours(self, events: Events) -> list[Tensor]:
+        """The events' vectors, by ids and (where items have fields) by side information, (B, L, dim) each."""
+        fields = self.items(events.item)
+        sides = [fields[..., 0, :]] if len(self.kinds) == 1 else [fields[..., 0, :], fields[..., 1:, :].mean(-2)]
+        return [side + kind(events) for side, kind in zip(sides, self.kinds, strict=True)]
+
+    def _masks(self, events: Events) -> Tensor:
+        """(B, sequences, L) bool: which events each sequence has."""
+        if events.behaviour is None or self.sequences == 1:
+            return events.real[:, None].expand(-1, self.sequences, -1)
+        types = torch.arange(1, self.sequences + 1, device=events.item.device)
+        return (events.behaviour[:, None] == types[:, None]) & events.real[:, None]
