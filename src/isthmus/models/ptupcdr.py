@@ -1,0 +1,112 @@
+"""PTUPCDR: a bridge of her own for each user (Zhu et al., WSDM 2022).
+
+1. Factors of users and items in each domain by itself::
+
+       r(u, i, d) = level_d + b_du + b_di + x_du' y_di
+
+2. With all factors fixed, a bridge from what the user did in the source domains: items j of her source history, v_j = [y_j, b_j]
+   and u_source = [x, b]::
+
+       a_j = softmax over j of h_d(v_j)         h: one hidden layer
+       p_u = sum of a_j v_j                     her characteristics
+       W_u = g_d(p_u)                           the meta network: one hidden layer, k * k outputs
+       [x_u, b_u] = W_u u_source
+
+   learnt by the loss of the task on the target events of the overlapping users ("task-oriented"), not by distance.
+
+A user with training events in d is served by her own factors, one with events elsewhere over her bridge, any other by biases.
+
+Deviations: biases, bridged along with the vectors; of several source domains the mean user factor and the merged history; the
+history is that before the moment predicted, and an empty one has characteristics of zero; g's output layer starts at zero; the
+paper goes on to fine-tune the bridged vector where a user becomes known, here her own factors take over.  Stage 2 takes the loss
+from the batch: softmax where there are candidates beside the row's own, else that of the label's kind.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batch import Batch, Needs
+from isthmus.layers import losses
+from isthmus.layers.biases import Biases
+from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, item_side, user_side
+from isthmus.layers.domain import DomainLinear, DomainMLP
+from isthmus.model import Model, Retriever, Stage
+from isthmus.schema import Schema
+
+
+class PTUPCDR(Retriever):
+    """Matrix factorisation in each domain, and a matrix for each user that carries her over.
+
+    Args:
+        schema: of an encoded data set.
+        dim: number of factors.
+        hidden: width of the attention's and the meta network's hidden layers.
+    """
+
+    needs: ClassVar[Needs] = Needs(cross_history=True)
+    paper: ClassVar[str] = "Zhu et al., Personalized Transfer of User Preferences for Cross-domain Recommendation, WSDM 2022"
+
+    def __init__(self, schema: Schema, *, dim: int = 16, hidden: int = 50) -> None:
+        super().__init__(schema)
+        domains, width = len(schema.domains), dim + 1
+        self.biases = Biases(schema)
+        self.users = BridgedUsers(schema, dim)
+        self.items = Factors(schema.item, domains, dim)
+        self.attention = DomainMLP(domains, width, [hidden], out=None)
+        self.attend = DomainLinear(domains, hidden, 1, bias=False)  # a softmax does not see a bias
+        self.meta = DomainMLP(domains, width, [hidden], out=width * width)
+        assert self.meta.last is not None
+        for weight in self.meta.last.parameters():
+            nn.init.zeros_(weight)
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        """(B, dim + 2)."""
+        return user_side(self.users(batch, self._bridge), self.biases.level[batch.domain])
+
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        """(..., dim + 2)."""
+        return item_side(self.items(item, domain))
+
+    def stages(self) -> list[Stage]:
+        """Factors by the task's loss (in training every row's user has factors of her own), then all that makes bridges."""
+        factors = [*self.users.parameters(), *self.items.parameters()]
+        bridge = [p for part in (self.attention, self.attend, self.meta) for p in part.parameters()]
+        return [Stage("factors", factors), Stage("bridge", bridge, loss=self._task_oriented)]
+
+    def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
+        width = self.users.factors.weight.shape[1]
+        bridge = self.meta(self.characteristics(batch, rows), rows.offsets).view(-1, width, width)
+        return (bridge @ self.users.source(rows)[..., None]).squeeze(-1)
+
+    def characteristics(self, batch: Batch, rows: Chosen) -> Tensor:
+        """(n, dim + 1): the attention-weighted mean of the source items of the chosen rows' users; 0 without any."""
+        assert batch.cross_history is not None
+        assert batch.cross_domain is not None
+        item, domain = batch.cross_history[rows.place], batch.cross_domain[rows.place]
+        with torch.no_grad():
+            v = self.items(item, domain)
+        offsets = [bound * item.shape[1] for bound in rows.offsets]
+        score = self.attend(self.attention(v.flatten(0, 1), offsets), offsets).view(item.shape)
+        weight = score.masked_fill(item == 0, losses.MASKED).softmax(1) * (item > 0)
+        return (weight[..., None] * v).sum(1)
+
+    def _task_oriented(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        """The task's loss of the overlapping users' rows, scored over their bridges; other rows weigh nothing."""
+        rows = self.users.overlapping(batch)
+        factor = self.users.factors.weight.new_zeros(len(batch), self.users.factors.weight.shape[1])
+        user = user_side(factor.index_copy(0, rows.place, self._bridge(batch, rows)), self.biases.level[batch.domain])
+        weight = user.new_zeros(len(batch)).index_fill(0, rows.place, 1.0)
+        weight = weight if batch.weight is None else weight * batch.weight
+        if batch.pool is not None:
+            pool, item = batch.pool, self.item_vector(batch.pool.item, batch.pool.domain)
+            return {"task": losses.pool_softmax(user, batch.item[:, 0], batch.offsets, item, pool, item[pool.own], weight)}
+        logit = (user[:, None] * self.item_vector(batch.item, batch.domain[:, None].expand_as(batch.item))).sum(-1)
+        if batch.item.shape[1] > 1:
+            return {"task": losses.sampled_softmax(logit, batch.log_q, batch.item, weight)}
+        assert batch.label is not None
+        loss = losses.squared_error if self.schema.label == "rating" else losses.binary_cross_entropy
+        return {"task": loss(logit, batch.label, weight)}

@@ -1,0 +1,117 @@
+"""SSCDR: semi-supervised mapping between metric spaces (Kang, Hwang, Lee, Yu, CIKM 2019).
+
+1. A metric space for each domain, where users lie near their items::
+
+       r(u, i, d) = level_d + b_du + b_di - | x_du - y_di |^2
+
+2. A mapping f_d into each target domain, with all vectors fixed, from the overlapping users (supervised) and from the source
+   items they have, i, and have not, j (unsupervised: neighbours stay in order)::
+
+       L_s = mean | f_d(x_source) - x_target |^2
+       L_u = mean [ margin + | f_d(y_i) - x_target |^2 - | f_d(y_j) - x_target |^2 ]_+          L = L_s + weight L_u
+
+3. A user new in d lies at the mean of f_d(her source vector) and f_d(y) of the source items of her history.
+
+Deviations: stage 1 has the task's loss (the paper: a hinge on sampled pairs) and biases, and does not keep vectors in the
+unit ball; the user's bias is mapped along with her vector (items enter the mapping with none) and counts in L_s; items are
+those of the history that a batch holds, of any rating; j is an item of the next overlapping user's; items of other users are
+no neighbours, so that inference makes one hop rather than several; of several source domains the mean user vector is mapped,
+by the same f_d as their items; the mapping starts at zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from isthmus.batch import Batch, Needs
+from isthmus.errors import ConfigError
+from isthmus.layers.biases import Biases
+from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, Mapping, mean_of
+from isthmus.model import Model, Retriever, Stage
+from isthmus.schema import Schema
+
+
+class SSCDR(Retriever):
+    """Metric spaces per domain, and a mapping that keeps neighbours near.
+
+    Args:
+        schema: of an encoded data set.
+        dim: of the spaces.
+        mapping: ``linear`` or ``mlp``.
+        hidden: width of the hidden layer of ``mlp``; None: twice that of a vector with its bias.
+        margin: between the squared distances to an item that a user has and one that she has not.
+        weight: of the unsupervised loss, 0 or more.
+
+    Raises:
+        ConfigError: no such mapping, or a negative margin or weight.
+    """
+
+    needs: ClassVar[Needs] = Needs(cross_history=True)
+    paper: ClassVar[str] = "Kang et al., Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users, CIKM 2019"
+
+    def __init__(
+        self, schema: Schema, *, dim: int = 16, mapping: str = "mlp", hidden: int | None = None, margin: float = 0.5, weight: float = 0.5
+    ) -> None:
+        super().__init__(schema)
+        if margin < 0 or weight < 0:
+            raise ConfigError(f"margin = {margin}, weight = {weight}", "0 or more", "try 0.5")
+        self.margin, self.weight = margin, weight
+        self.biases = Biases(schema)
+        self.users = BridgedUsers(schema, dim)
+        self.items = Factors(schema.item, len(schema.domains), dim)
+        self.mapping = Mapping(len(schema.domains), dim + 1, mapping, hidden)
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        """(B, dim + 2): [2 x, b + level - |x|^2, 1]."""
+        found = self.users(batch, self._bridge)
+        x, bias = found[:, :-1], found[:, -1] + self.biases.level[batch.domain]
+        return torch.cat([2 * x, (bias - x.square().sum(1))[:, None], x.new_ones(len(x), 1)], 1)
+
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        """(..., dim + 2): [y, 1, b - |y|^2]."""
+        found = self.items(item, domain)
+        y, bias = found[..., :-1], found[..., -1:]
+        return torch.cat([y, torch.ones_like(bias), bias - y.square().sum(-1, keepdim=True)], -1)
+
+    def stages(self) -> list[Stage]:
+        """The spaces by the task's loss (in training every row's user has a place of her own), then the mapping."""
+        spaces = [*self.users.parameters(), *self.items.parameters()]
+        return [Stage("spaces", spaces), Stage("mapping", list(self.mapping.parameters()), loss=self._distances)]
+
+    def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
+        own, (near, there, _) = self.mapping(self.users.source(rows), rows.offsets), self._neighbours(batch, rows)
+        place = (own[:, :-1] + (near * there[..., None]).sum(1)) / (1 + there.sum(1, keepdim=True))
+        return torch.cat([place, own[:, -1:]], 1)
+
+    def _neighbours(self, batch: Batch, rows: Chosen) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the rows' source items: where they are mapped to (n, L, dim), which are any (n, L), and a key for each (n, L)."""
+        assert batch.cross_history is not None
+        assert batch.cross_domain is not None
+        item, domain = batch.cross_history[rows.place], batch.cross_domain[rows.place]
+        with torch.no_grad():
+            y = self.items(item, domain)
+        y = torch.cat([y[..., :-1], torch.zeros_like(y[..., -1:])], -1)
+        mapped = self.mapping(y.flatten(0, 1), [bound * item.shape[1] for bound in rows.offsets]).view(y.shape)
+        return mapped[..., :-1], item > 0, domain * self.items.trained + item
+
+    def _distances(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        rows = self.users.overlapping(batch)
+        target = self.users.factors(rows.user, rows.domain)
+        supervised = (self.mapping(self.users.source(rows), rows.offsets) - target).square().sum(1)
+        near, there, key = self._neighbours(batch, rows)
+        far = (near - target[:, None, :-1]).square().sum(-1)
+        other = _next(rows.offsets).to(target.device)
+        strange = ~(key[other][:, :, None] == key[:, None, :]).any(-1)  # what the next user has and this one has not
+        farther = (near[other] - target[:, None, :-1]).square().sum(-1)
+        hinge = (self.margin + far - farther).relu()
+        unsupervised = mean_of(hinge, there & there[other] & strange)
+        return {"supervised": mean_of(supervised), "unsupervised": self.weight * unsupervised}
+
+
+def _next(offsets: tuple[int, ...]) -> Tensor:
+    """(n,) int64: for each row the next one of its domain, for the last the first."""
+    return torch.cat([torch.arange(a, b).roll(-1) for a, b in itertools.pairwise(offsets)])
