@@ -1,98 +1,22 @@
-"""The parts of DACDR: events as vectors, the two-step attention over them, and the biases that a prediction starts from."""
+"""The parts of DACDR: the two-step attention, and the biases that a prediction starts from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.layers.attention import CrossAttention, masked_mean, masked_softmax
+from isthmus.layers.behaviours import Events
 from isthmus.layers.biases import Biases
 from isthmus.layers.domain import Offsets
-from isthmus.layers.table import Table
-from isthmus.schema import PADDING, Schema
+from isthmus.schema import Schema
 
 ITEM, CARRIED, LOG_KAPPA = 1.0, 0.7, math.log(5.0)  # where the weights of the biases start
 LOG_SCALE = 0.25  # of log(1 + count): about 0..1 for up to 50
-
-
-@dataclass(slots=True)
-class Events:
-    """What a user did: the events of other domains, then those of the row's own where they are read.
-
-    Attributes:
-        item: (B, L) codes, 0 pads.
-        domain: (B, L) domain indices, -1 pads.
-        behaviour: (B, L) codes, or None where the data have no types.
-        residual: (B, L) ratings less level and item bias, 0 pads; None where the data have no ratings.
-        own: (B, L) bool, events of the row's own domain.
-    """
-
-    item: Tensor
-    domain: Tensor
-    behaviour: Tensor | None
-    residual: Tensor | None
-    own: Tensor
-
-    @property
-    def real(self) -> Tensor:
-        """(B, L) bool, False at padding."""
-        return self.item != PADDING
-
-
-def events_of(batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | None = None) -> Events:
-    """The events of a batch.
-
-    Args:
-        batch: with cross histories, and its own when asked for.
-        biases: what ratings are compared with.
-        own_history: read the row's own domain too.
-        hidden: (B, 1) bool, rows whose own-domain events are left out.
-    """
-    assert batch.cross_history is not None
-    assert batch.cross_domain is not None
-    item, domain, behaviour, label = batch.cross_history, batch.cross_domain, batch.cross_behaviour, batch.cross_label
-    own = torch.zeros_like(item, dtype=torch.bool)
-    if own_history:
-        assert batch.history is not None
-        here = batch.history if hidden is None else batch.history.masked_fill(hidden, PADDING)
-        there = batch.domain[:, None].expand_as(here).masked_fill(here == PADDING, -1)
-        own = torch.cat([own, torch.ones_like(here, dtype=torch.bool)], 1)
-        item, domain = torch.cat([item, here], 1), torch.cat([domain, there], 1)
-        if behaviour is not None and batch.history_behaviour is not None:
-            behaviour = torch.cat([behaviour, batch.history_behaviour], 1)
-        if label is not None and batch.history_label is not None:
-            label = torch.cat([label, batch.history_label], 1)
-    residual = None if label is None else biases.residual(item, domain.clamp_min(0), label) * (item != PADDING)
-    return Events(item, domain, behaviour, residual, own)
-
-
-class EventKinds(nn.Module):
-    """What is added to an event's item: its domain, its behaviour type, and how much more it was liked than expected.
-
-    Args:
-        schema: of an encoded data set.
-        dim: width of a vector.
-    """
-
-    def __init__(self, schema: Schema, dim: int) -> None:
-        super().__init__()
-        self.domain = Table(len(schema.domains) + 1, dim)
-        self.behaviour = Table(len(schema.behaviours) + 1, dim) if schema.behaviours else None
-        self.residual = nn.Parameter(torch.randn(dim) * 0.1) if schema.label == "rating" else None
-
-    def forward(self, events: Events) -> Tensor:
-        """(B, L, dim)."""
-        x = self.domain(events.domain + 1)
-        if self.behaviour is not None and events.behaviour is not None:
-            x = x + self.behaviour(events.behaviour)
-        if self.residual is not None and events.residual is not None:
-            x = torch.addcmul(x, events.residual[..., None], self.residual)
-        return x
 
 
 class TwoStep(nn.Module):
@@ -237,15 +161,19 @@ class Start(nn.Module):
 
     def _user(self, domain: Tensor, events: Events) -> tuple[Tensor | None, list[Tensor]]:
         """(B, 1) each."""
-        real, own = events.real, events.own
-        n, m = ((real & kind).sum(1, keepdim=True).to(torch.float32) for kind in (~own, own))
+        own = events.own.to(torch.float32)
+
+        def total(x: Tensor) -> Tensor:
+            return events.total(x)[:, None]
+
+        n, m = total(1 - own), total(own)
         counts = [number.log1p() * LOG_SCALE for number in ((n, m) if self.own_history else (n,))]
         if self.carried is None or self.log_kappa is None:
             return None, counts
         assert events.residual is not None
-        carried = self.carried[domain] * (events.residual * ~own).sum(1, keepdim=True) / (n + self.log_kappa[domain].exp())
+        carried = self.carried[domain] * total(events.residual * (1 - own)) / (n + self.log_kappa[domain].exp())
         if self.own is None or self.log_own_kappa is None:
             return carried, [carried, *counts]
-        surprise = (events.residual * own).sum(1, keepdim=True) - m * carried
+        surprise = total(events.residual * own) - m * carried
         here = self.own[domain] * surprise / (m + self.log_own_kappa[domain].exp())
         return carried + here, [carried, here, *counts]

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError, nearest
+from isthmus.layers.behaviours import EventKinds, Events, events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.checks import require_share
-from isthmus.layers.dacdr import EventKinds, Events, Start, TwoStep, events_of
+from isthmus.layers.dacdr import Start, TwoStep
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.mlp import MLP
 from isthmus.layers.table import Table
@@ -133,10 +134,8 @@ class DACDR(Model):
         events = self._events(batch)
         domain = self._domain_tokens(batch)
         user, item = self.users(batch.user), self.items(batch.item)
-        transferred = [
-            stack(x, self._masks(events), domain, item, batch.offsets)
-            for stack, x in zip(self.stacks, self._behaviours(events), strict=True)
-        ]
+        mask = events.sequences(self.sequences)
+        transferred = [stack(x, mask, domain, item, batch.offsets) for stack, x in zip(self.stacks, self._behaviours(events), strict=True)]
 
         def each(x: Tensor) -> Tensor:
             return x.expand(-1, batch.item.shape[1], -1)
@@ -162,14 +161,7 @@ class DACDR(Model):
         return events_of(batch, self.biases, self.own_history, hidden)
 
     def _behaviours(self, events: Events) -> list[Tensor]:
-        """The events' vectors, by ids and (where items have fields) by side information, (B, L, dim) each."""
+        """The events' vectors, by ids and (where items have fields) by side information, (B, length, dim) each."""
         fields = self.items(events.item)
-        sides = [fields[..., 0, :]] if len(self.kinds) == 1 else [fields[..., 0, :], fields[..., 1:, :].mean(-2)]
-        return [side + kind(events) for side, kind in zip(sides, self.kinds, strict=True)]
-
-    def _masks(self, events: Events) -> Tensor:
-        """(B, sequences, L) bool: which events each sequence has."""
-        if events.behaviour is None or self.sequences == 1:
-            return events.real[:, None].expand(-1, self.sequences, -1)
-        types = torch.arange(1, self.sequences + 1, device=events.item.device)
-        return (events.behaviour[:, None] == types[:, None]) & events.real[:, None]
+        sides = [fields[:, 0]] if len(self.kinds) == 1 else [fields[:, 0], fields[:, 1:].mean(1)]
+        return [events.padded(side + kind(events)) for side, kind in zip(sides, self.kinds, strict=True)]
