@@ -16,7 +16,7 @@ import polars as pl
 from isthmus.data import arrow
 from isthmus.data import columns as col
 from isthmus.data.events import ContextColumn
-from isthmus.data.vocabulary import Vocabulary, frequency_order
+from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field
 
 
@@ -64,7 +64,7 @@ def load_column(folder: Path, name: str, field: Field) -> Any:
     return (arrow.read(folder / f"{name}.offsets.arrow")["offset"], values) if field.kind == "multi" else values
 
 
-def code_column(column: ContextColumn, field: Field, train: np.ndarray) -> Coded:
+def code_column(column: ContextColumn, field: Field, train: np.ndarray, base: Coded | None = None) -> Coded:
     """Codes a column by what its training entries hold.
 
     Categories get codes by falling frequency in training, ties in ascending order; those not seen there are
@@ -74,50 +74,72 @@ def code_column(column: ContextColumn, field: Field, train: np.ndarray) -> Coded
         column: N entries.
         field: its description.
         train: (N,) bool, the entries to learn from.
+        base: the same field of a data set to extend: its categories keep their codes, its scaler stays.
+
+    Raises:
+        ConfigError: categories of another type than the base's.
     """
     if column.index is None:
-        return _standardised(column.values, field, train)
+        return _standardised(column.values, field, train, None if base is None else base.scaler)
     learn = train if column.offsets is None else np.repeat(train, np.diff(column.offsets))
     seen = column.index[learn]
     count = np.bincount(seen[seen >= 0], minlength=len(column.values))
-    order, trained = frequency_order(count)
-    order = order[: trained - FIRST]
-    code = np.full(len(count) + 1, UNKNOWN, np.int32)
-    code[order] = np.arange(FIRST, trained, dtype=np.int32)
-    code[-1] = PADDING  # null has index -1
-    vocabulary = Vocabulary(column.values.gather(order), trained)
-    return Coded(replace(field, size=trained), code[column.index], column.offsets, vocabulary)
+    old, learnt = None if base is None else base.vocabulary, np.flatnonzero(count)
+    values = column.values if old is None or len(column.values) else column.values.cast(old.ids.dtype)
+    vocabulary, _ = give_codes(values.gather(learnt), count[learnt], old)
+    place = col.locate(values, vocabulary.ids)
+    code = np.append(np.where(place < 0, UNKNOWN, place + FIRST), PADDING).astype(np.int32)  # null has index -1
+    return Coded(replace(field, size=vocabulary.size), code[column.index], column.offsets, vocabulary)
 
 
-def _standardised(values: np.ndarray, field: Field, train: np.ndarray) -> Coded:
-    """(x - mean) / standard deviation of the training entries; NaN stays."""
+def _standardised(values: np.ndarray, field: Field, train: np.ndarray, scaler: tuple[float, float] | None) -> Coded:
+    """(x - mean) / standard deviation of the training entries, or as ``scaler`` says; NaN stays."""
     seen = values[train]
     seen = seen[~np.isnan(seen)].astype(np.float64)
-    mean, deviation = (float(seen.mean()), float(seen.std()) or 1.0) if len(seen) else (0.0, 1.0)
+    mean, deviation = scaler or ((float(seen.mean()), float(seen.std()) or 1.0) if len(seen) else (0.0, 1.0))
     return Coded(field, ((values - mean) / deviation).astype(np.float32), scaler=(mean, deviation))
 
 
-def code_entity(entity: Entity, table: pl.DataFrame | None, ids: pl.Series, code: np.ndarray, trained: int) -> list[Coded]:
+def code_entity(
+    entity: Entity, table: pl.DataFrame | None, vocabulary: Vocabulary, base: tuple[Vocabulary, list[Coded]] | None = None
+) -> list[Coded]:
     """Codes a side table, learning from the entities seen in training.
 
     Args:
         entity: its fields.
         table: ``id`` and the fields, or None.
-        ids: all ids of the entity.
-        code: code of each of ``ids``.
-        trained: codes below this one were seen in training.
+        vocabulary: all ids of the entity.
+        base: ids and coded fields of a data set to extend; what the table does not hold is as it was there.
 
     Returns:
         For each field, values by code: row 0 is padding; row 1, unknown, has code 1 or NaN; entities without a
         row in the table have nulls.
+
+    Raises:
+        ConfigError: categories of another type than the base's.
     """
     if table is None:
         return []
-    place = code[col.locate(table["id"], ids)]
-    row = np.full(len(ids) + FIRST, len(table))  # the first row after the table is all null
+    row = np.full(vocabulary.size, len(table))  # the first row after the table is all null
     row[UNKNOWN] = len(table) + 1
+    if base is not None:  # its rows by code stand behind that
+        row[col.locate(base[0].ids, vocabulary.ids) + FIRST] = np.arange(FIRST, base[0].size) + len(table) + 2
+    place = col.locate(table["id"], vocabulary.ids) + FIRST
     row[place] = np.arange(len(table))
-    return [_with_defaults(code_column(_interned(table[f.name], f), f, place < trained)).take(row) for f in entity.fields]
+    columns = []
+    for n, field in enumerate(entity.fields):
+        old = None if base is None else base[1][n]
+        coded = _with_defaults(code_column(_interned(table[field.name], field), field, place < vocabulary.trained, old))
+        columns.append((coded if old is None else _joined(coded, old)).take(row))
+    return columns
+
+
+def _joined(coded: Coded, old: Coded) -> Coded:
+    """The entries of both, the old ones last."""
+    values = np.concatenate([coded.values, old.values])
+    if coded.offsets is None or old.offsets is None:
+        return replace(coded, values=values)
+    return replace(coded, values=values, offsets=np.concatenate([coded.offsets, old.offsets[1:] + coded.offsets[-1]]))
 
 
 def _interned(values: pl.Series, field: Field) -> ContextColumn:

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from isthmus.data import arrow
-from isthmus.errors import ColumnError, SourceError
+from isthmus.data import columns as col
+from isthmus.errors import ColumnError, ConfigError, SourceError
 from isthmus.schema import FIRST, PADDING, UNKNOWN
 
 
@@ -98,3 +99,34 @@ def frequency_order(count: np.ndarray) -> tuple[np.ndarray, int]:
         (n,) int64 order of places, and the first code that was not seen in training.
     """
     return np.argsort(-count.astype(np.int64), kind="stable"), FIRST + int(np.count_nonzero(count))
+
+
+def give_codes(ids: pl.Series, count: np.ndarray, base: Vocabulary | None = None) -> tuple[Vocabulary, np.ndarray]:
+    """Gives out codes: to ids seen in training by falling frequency, then to all others by place.
+
+    Args:
+        ids: (n,) unique.
+        count: (n,) number of training occurrences of each.
+        base: what it has trained keeps its codes; ids newly trained get the next ones, then come all others, its own first.
+
+    Returns:
+        The vocabulary, which holds all of the base's ids too, and (n,) int32 the code of each of ``ids``.
+
+    Raises:
+        ConfigError: ids of another type than the base's.
+    """
+    order, trained = frequency_order(count)
+    if base is None:
+        code = np.empty(len(ids), np.int32)
+        code[order] = np.arange(FIRST, FIRST + len(ids), dtype=np.int32)
+        return Vocabulary(ids.gather(order), trained), code
+    if ids.dtype != base.ids.dtype:
+        raise ConfigError(f"ids of type {ids.dtype}", f"{base.ids.dtype}, as in the data set to extend", "cast them")
+    kept = base.trained - FIRST
+    place = col.locate(ids, base.ids)
+    order = order[(place[order] < 0) | (place[order] >= kept)]
+    new, rest = ids.gather(order[count[order] > 0]), order[count[order] == 0]
+    later = base.ids[kept:]
+    later = later.filter(pl.Series(col.locate(later, new) < 0))
+    every = pl.concat([one.rename("id") for one in (base.ids[:kept], new, later, ids.gather(rest[place[rest] < 0]))])
+    return Vocabulary(every, base.trained + len(new)), col.locate(ids, every) + np.int32(FIRST)
