@@ -201,7 +201,7 @@ def _solve(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
         work.halfway = True
         stage.solve(work.dataset, domains)
         state.step, work.halfway = 1, False
-    values = _validate(work, domains)
+    values = _validate(work, stage, domains)
     with work.hold:
         _end_epoch(work, stage, values)
 
@@ -223,7 +223,7 @@ def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
                     _set_rates(work.optimisers, how.rate(epoch + state.step / total))
                     _step(work, stage, batch.to(work.device))
                     clock = _count(work, batch, clock)
-        values = _validate(work, domains)
+        values = _validate(work, stage, domains)
         with work.hold:
             _end_epoch(work, stage, values)
 
@@ -298,8 +298,9 @@ def _end_epoch(work: _Work, stage: Stage, values: Values) -> None:
     work.bar.say(f"{stage.name} {now.epoch + 1}: {metric} {now.value:.4f}" + ("  best so far" if better else ""))
 
 
-def _validate(work: _Work, domains: tuple[int, ...]) -> Values:
-    """The task's metrics, and the one watched, on a bounded number of validation rows of each domain; {} without rows.
+def _validate(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
+    """The task's metrics, and the one watched, on a bounded number of validation rows of each domain; {} where no rows can judge
+    the stage.
 
     Raises:
         ConfigError: the metric watched is not defined on these rows.
@@ -312,11 +313,15 @@ def _validate(work: _Work, domains: tuple[int, ...]) -> Values:
     limit = how.eval_queries if work.task.ranked else how.eval_rows
     names = tuple(dict.fromkeys((metric, *work.task.metrics)))
     scores = score(work.model, work.dataset, "valid", task=work.task, how=how, domains=domains, limit=limit)
+    if stage.known and (scores := replace(scores, frame=scores.frame.filter(pl.col("state") != "new"))).frame.is_empty():
+        return {}
     frame = measure(scores, names, resamples=0).filter(pl.col("state") == "all")
     values: Values = {name: {} for name in names}
     for name, domain, value in frame.select("metric", "domain", "value").iter_rows():
         values[name][domain] = math.nan if value is None else value
     if math.isnan(values[metric]["all"]):
+        if stage.known:
+            return {}
         came = f"{metric} is not defined on the validation rows"
         raise ConfigError(came, "rows of both labels", "watch another metric, or validate on more rows")
     return values

@@ -35,6 +35,8 @@ class Stage:
             from; fills the model's buffers.
         rows: parameters of which some rows alone are trained, with a bool mask over the first dimension.  They are trained beside
             ``weights``; their other rows stand still, bit for bit, and the whole of them never decays.
+        known: judged by validation rows of users with training events in their domain alone; where there are none, the stage runs
+            all its epochs and keeps the last weights.  For a stage that does not yet serve other users.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Stage:
     loss: Loss | None = None
     solve: Callable[[Dataset, tuple[int, ...]], None] | None = None
     rows: Mapping[nn.Parameter, Tensor] | None = None
+    known: bool = False
 
 
 class Model(nn.Module, ABC):
