@@ -63,7 +63,7 @@ class EMCDR(Retriever):
     def stages(self) -> list[Stage]:
         """Factors by the task's loss (in training every row's user has factors of her own), then the mapping."""
         factors = [*self.users.parameters(), *self.items.parameters()]
-        return [Stage("factors", factors), Stage("mapping", list(self.mapping.parameters()), loss=self._distance)]
+        return [Stage("factors", factors, known=True), Stage("mapping", list(self.mapping.parameters()), loss=self._distance)]
 
     def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
         return self.mapping(self.users.source(rows), rows.offsets)

@@ -75,7 +75,7 @@ class PTUPCDR(Retriever):
         """Factors by the task's loss (in training every row's user has factors of her own), then all that makes bridges."""
         factors = [*self.users.parameters(), *self.items.parameters()]
         bridge = [p for part in (self.attention, self.attend, self.meta) for p in part.parameters()]
-        return [Stage("factors", factors), Stage("bridge", bridge, loss=self._task_oriented)]
+        return [Stage("factors", factors, known=True), Stage("bridge", bridge, loss=self._task_oriented)]
 
     def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
         width = self.users.factors.weight.shape[1]

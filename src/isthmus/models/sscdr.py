@@ -10,13 +10,15 @@
        L_s = mean | f_d(x_source) - x_target |^2
        L_u = mean [ margin + | f_d(y_i) - x_target |^2 - | f_d(y_j) - x_target |^2 ]_+          L = L_s + weight L_u
 
-3. A user new in d lies at the mean of f_d(her source vector) and f_d(y) of the source items of her history.
+3. A user new in d lies between f_d of her source vector and her neighbours, the source items i of her history::
+
+       x = (1 - share) f_d(x_source) + share mean of f_d(y_i)
 
 Deviations: stage 1 has the task's loss (the paper: a hinge on sampled pairs) and biases, and does not keep vectors in the
-unit ball; the user's bias is mapped along with her vector (items enter the mapping with none) and counts in L_s; items are
-those of the history that a batch holds, of any rating; j is an item of the next overlapping user's; items of other users are
-no neighbours, so that inference makes one hop rather than several; of several source domains the mean user vector is mapped,
-by the same f_d as their items; the mapping starts at zero.
+unit ball; the user's bias is mapped along with her vector (items enter the mapping with none) and counts in L_s; the items she
+has are those of the history that a batch holds, of ratings those above the domain's mean; j is an item that the next overlapping
+user of the batch has; aggregation makes one hop, to items, rather than several; of several source domains the mean user vector
+is mapped, by the same f_d as their items; the mapping starts at zero.
 """
 
 from __future__ import annotations
@@ -45,21 +47,31 @@ class SSCDR(Retriever):
         hidden: width of the hidden layer of ``mlp``; None: twice that of a vector with its bias.
         margin: between the squared distances to an item that a user has and one that she has not.
         weight: of the unsupervised loss, 0 or more.
+        share: of the neighbours in the place of a new user, from 0 (her own mapped vector alone) to 1; without neighbours it is 0.
 
     Raises:
-        ConfigError: no such mapping, or a negative margin or weight.
+        ConfigError: no such mapping, a negative margin or weight, or a share outside 0 to 1.
     """
 
-    needs: ClassVar[Needs] = Needs(cross_history=True)
+    needs: ClassVar[Needs] = Needs(cross_history=True, history_label=True)
     paper: ClassVar[str] = "Kang et al., Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users, CIKM 2019"
 
     def __init__(
-        self, schema: Schema, *, dim: int = 16, mapping: str = "mlp", hidden: int | None = None, margin: float = 0.5, weight: float = 0.5
+        self,
+        schema: Schema,
+        *,
+        dim: int = 16,
+        mapping: str = "mlp",
+        hidden: int | None = None,
+        margin: float = 0.5,
+        weight: float = 0.5,
+        share: float = 0.5,
     ) -> None:
         super().__init__(schema)
-        if margin < 0 or weight < 0:
-            raise ConfigError(f"margin = {margin}, weight = {weight}", "0 or more", "try 0.5")
-        self.margin, self.weight = margin, weight
+        if margin < 0 or weight < 0 or not 0 <= share <= 1:
+            came = f"margin = {margin}, weight = {weight}, share = {share}"
+            raise ConfigError(came, "margin and weight 0 or more, share from 0 to 1", "try 0.5")
+        self.margin, self.weight, self.share = margin, weight, share
         self.biases = Biases(schema)
         self.users = BridgedUsers(schema, dim)
         self.items = Factors(schema.item, len(schema.domains), dim)
@@ -80,36 +92,43 @@ class SSCDR(Retriever):
     def stages(self) -> list[Stage]:
         """The spaces by the task's loss (in training every row's user has a place of her own), then the mapping."""
         spaces = [*self.users.parameters(), *self.items.parameters()]
-        return [Stage("spaces", spaces), Stage("mapping", list(self.mapping.parameters()), loss=self._distances)]
+        return [Stage("spaces", spaces, known=True), Stage("mapping", list(self.mapping.parameters()), loss=self._distances)]
 
     def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
-        own, (near, there, _) = self.mapping(self.users.source(rows), rows.offsets), self._neighbours(batch, rows)
-        place = (own[:, :-1] + (near * there[..., None]).sum(1)) / (1 + there.sum(1, keepdim=True))
+        own, (near, has, _) = self.mapping(self.users.source(rows), rows.offsets), self._neighbours(batch, rows)
+        count = has.sum(1, keepdim=True)
+        mean = (near * has[..., None]).sum(1) / count.clamp_min(1)
+        place = torch.lerp(own[:, :-1], mean, self.share * (count > 0).to(mean.dtype))
         return torch.cat([place, own[:, -1:]], 1)
 
     def _neighbours(self, batch: Batch, rows: Chosen) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the rows' source items: where they are mapped to (n, L, dim), which are any (n, L), and a key for each (n, L)."""
+        """Of the source items in the histories of n rows.
+
+        Returns:
+            (n, L, dim) where the mapping puts them, (n, L) bool those that the user has, and (n, L) int64 which they are.
+        """
         assert batch.cross_history is not None
         assert batch.cross_domain is not None
         item, domain = batch.cross_history[rows.place], batch.cross_domain[rows.place]
+        has = item > 0
+        if batch.cross_label is not None:
+            has = has & (batch.cross_label[rows.place] > self.biases.level[domain.clamp_min(0)])
         with torch.no_grad():
             y = self.items(item, domain)
         y = torch.cat([y[..., :-1], torch.zeros_like(y[..., -1:])], -1)
         mapped = self.mapping(y.flatten(0, 1), [bound * item.shape[1] for bound in rows.offsets]).view(y.shape)
-        return mapped[..., :-1], item > 0, domain * self.items.trained + item
+        return mapped[..., :-1], has, domain * self.schema.item.size + item
 
     def _distances(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         rows = self.users.overlapping(batch)
         target = self.users.factors(rows.user, rows.domain)
         supervised = (self.mapping(self.users.source(rows), rows.offsets) - target).square().sum(1)
-        near, there, key = self._neighbours(batch, rows)
-        far = (near - target[:, None, :-1]).square().sum(-1)
+        near, has, which = self._neighbours(batch, rows)
         other = _next(rows.offsets).to(target.device)
-        strange = ~(key[other][:, :, None] == key[:, None, :]).any(-1)  # what the next user has and this one has not
-        farther = (near[other] - target[:, None, :-1]).square().sum(-1)
+        strange = ~(which[other][:, :, None] == which[:, None, :]).any(-1)  # the next user's items that this one never met
+        far, farther = ((y - target[:, None, :-1]).square().sum(-1) for y in (near, near[other]))
         hinge = (self.margin + far - farther).relu()
-        unsupervised = mean_of(hinge, there & there[other] & strange)
-        return {"supervised": mean_of(supervised), "unsupervised": self.weight * unsupervised}
+        return {"supervised": mean_of(supervised), "unsupervised": self.weight * mean_of(hinge, has & has[other] & strange)}
 
 
 def _next(offsets: tuple[int, ...]) -> Tensor:
