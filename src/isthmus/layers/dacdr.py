@@ -107,6 +107,29 @@ class TwoStep(nn.Module):
         return found.flatten(2)
 
 
+def mass_by_kind(events: Events, weights: Tensor, domains: int, types: int) -> Tensor:
+    """Attention by source domain and behaviour type, the mean over the rows with events.
+
+    Args:
+        events: E events.
+        weights: (B, N, T, length) of step 1; the sequences that a row has count alike.
+        domains, types: how many; one type where the data have none.
+
+    Returns:
+        (2, domains, types): as it is, and as it were if each sequence's events had the same weight; each sums to 1 (zeros
+        without events).
+    """
+    kind = torch.zeros_like(events.row) if events.behaviour is None or types == 1 else events.behaviour - 1
+    sequence = events.row * types + kind
+    even = 1 / torch.bincount(sequence).to(weights.dtype)[sequence]
+    found = []
+    for value in (weights.mean(2).sum(1).flatten()[events.place], even):
+        total = events.total(value)
+        share = value / total[events.row] / (total > 0).sum()
+        found.append(share.new_zeros(domains * types).index_add(0, events.domain * types + kind, share))
+    return torch.stack(found).view(2, domains, types)
+
+
 class Start(nn.Module):
     """The biases that a prediction starts from, each domain with weights of its own.
 

@@ -16,26 +16,34 @@ reads the user's id and fields and their product with the candidate's, and the o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError, nearest
+from isthmus.insight import Insight
 from isthmus.layers.behaviours import EventKinds, Events, events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.checks import require_share
-from isthmus.layers.dacdr import Start, TwoStep
+from isthmus.layers.dacdr import Start, TwoStep, mass_by_kind
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.mlp import MLP
 from isthmus.layers.table import Table
-from isthmus.model import Model
+from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
 
 QUERIES = ("target", "sequence")
 STARTS = ("bias", "level")
+SAMPLE = 2048  # rows of a domain that attention is averaged over
+NOTE = "Mean over users with events; each behaviour type has an attention of its own, and counts as much as the others a user has."
+LIFT = "1: as much as if all events of a behaviour type had the same weight."
 
 
 class DACDR(Model):
@@ -148,6 +156,64 @@ class DACDR(Model):
             return Output(level + self.head(torch.cat(known, 2)).squeeze(2))
         first, numbers = self.start(batch, events, self.biases)
         return Output(first + self.head(torch.cat([*known, numbers], 2)).squeeze(2))
+
+    def attention(self, batch: Batch) -> tuple[Events, Tensor]:
+        """What step 1 looks at, over ids.
+
+        Returns:
+            The events of the batch, and the weights (B, sequences, tokens, length), the mean over heads: ``events.place`` says
+            which slot an event has.  Each row's weights sum to 1 over the events of a sequence, and are 0 elsewhere.
+
+        Raises:
+            ConfigError: a model in which the behaviours are not asked by the domain.
+        """
+        stack = self.stacks[0]
+        assert isinstance(stack, TwoStep)
+        if not stack.target or stack.domain is None:
+            raise ConfigError("attention over behaviours", "queries='target' and domain_attention", "build the model with both")
+        events = self._events(batch)
+        x, mask = self._behaviours(events)[0], events.sequences(self.sequences)
+        return events, stack.domain_weights(x, mask, self._domain_tokens(batch), batch.offsets).mean(2)
+
+    def insights(self, dataset: Dataset) -> list[Insight]:
+        """How much of the attention each domain's events get, for each target domain, and by behaviour type."""
+        stack = self.stacks[0]
+        if not isinstance(stack, TwoStep) or not stack.target or stack.domain is None:
+            return []
+        with torch.no_grad(), evaluating(self):
+            return self._attention_mass(dataset)
+
+    def _attention_mass(self, dataset: Dataset) -> list[Insight]:
+        from isthmus.data.batches import Plan, batches
+
+        names, types = self.schema.domain_names, self.schema.behaviours or ("",)
+        mass: list[dict[str, float | str]] = []
+        by_type: list[dict[str, float | str]] = []
+        for target, name in enumerate(names):
+            plan = Plan(batch_size=SAMPLE, domains=(target,), cross=True)
+            parts = (batches(dataset, part, self.needs, plan, labels=False, prefetch=0) for part in ("valid", "train"))
+            batch = next(itertools.chain.from_iterable(parts), None)
+            if batch is None:
+                continue
+            events, weights = self.attention(batch.to(self.biases.level.device))
+            got = mass_by_kind(events, weights, len(names), len(types))  # (2, sources, types)
+            for source, of in enumerate(names):
+                cell: dict[str, float | str] = {"source": of, "target": name}
+                if got[1, source].any():
+                    attention, even = got[:, source].sum(1).tolist()
+                    mass.append({**cell, "attention": attention, "even": even, "lift": attention / even})
+                    by_type += [
+                        {**cell, "source, behaviour": f"{of}, {kind}", "attention": value}
+                        for kind, value in zip(types, got[0, source].tolist(), strict=True)
+                    ]
+        looks = [
+            Insight("attention", "Attention by source domain", "heatmap", mass, "source", "target", "attention", note=NOTE),
+            Insight("attention_lift", "Attention over even attention", "heatmap", mass, "source", "target", "lift", note=LIFT),
+        ]
+        if len(types) > 1:
+            title = "Attention by source domain and behaviour"
+            looks.append(Insight("attention_behaviour", title, "heatmap", by_type, "source, behaviour", "target", "attention", note=NOTE))
+        return looks if mass else []
 
     def _domain_tokens(self, batch: Batch) -> Tensor:
         """(B, tokens + context fields, dim)."""
