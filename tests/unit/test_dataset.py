@@ -229,7 +229,7 @@ def test_counts_and_known_items(tmp_path_factory, case):
 def test_histories_hold_the_positive_events(tmp_path_factory, case):
     events, split = case
     data = encoded(events, split, tmp_path_factory.mktemp("d"))
-    parts = ("train", "valid", "test") if events.schema.timed else ("train",)
+    parts = ("train", "valid", "test", "known") if events.schema.timed else ("train",)
     rows = pl.concat([positives(events, rows_of(events, split, part)) for part in parts]).sort("row")
     for d, domain in enumerate(DOMAINS):
         for code, user in enumerate(data.user_vocabulary.ids, start=2):

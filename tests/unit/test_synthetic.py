@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.data.synthetic import SPAN, START, demo_world, make_world
+from isthmus.data.synthetic import bridge_world, demo_world, make_world, table2_world
+from isthmus.data.tastes import SPAN, START
 from isthmus.errors import ConfigError
 
 
@@ -214,6 +215,11 @@ def test_items_of_other_domains_have_utility_minus_infinity() -> None:
         ({"relatedness": 1.5}, "relatedness=1.5"),
         ({"user_overlap": -0.1}, "user_overlap=-0.1"),
         ({"noise": 0.7}, "noise=0.7"),
+        ({"noise": -0.1, "label": "rating"}, "noise=-0.1"),
+        ({"user_overlap": (0.5, 0.5)}, "2 values for 3 domains"),
+        ({"item_overlap": (0.5, 0.5, 1.5)}, "item_overlap=1.5"),
+        ({"level": (3.0,), "label": "rating"}, "1 values for 3 domains"),
+        ({"facets": 3}, "facets=3 of factors=4"),
         ({"click_rate": 1.0}, "click_rate"),
         ({"users": (3, 4)}, "2 values for 3 domains"),
         ({"items": 1}, "items=[1, 1, 1]"),
@@ -230,8 +236,11 @@ def test_best_auc_needs_labels_of_both_kinds() -> None:
     world = make_world(1, events=300)
     with pytest.raises(ConfigError, match="0 negative"):
         world.best_auc(world.events.label > 0.5)
-    with pytest.raises(ConfigError, match="implicit"):
-        make_world(1, label="implicit", events=300, users=100).best_auc()
+    for label in ("implicit", "rating"):
+        with pytest.raises(ConfigError, match=label):
+            make_world(1, label=label, events=300, users=100).best_auc()
+    with pytest.raises(ConfigError, match="click"):
+        world.best_rmse()
 
 
 def test_demo_world_has_a_small_market_beside_large_ones() -> None:
@@ -243,3 +252,91 @@ def test_demo_world_has_a_small_market_beside_large_ones() -> None:
     assert 0.8 < world.best_auc(small) < 0.95
     shared = np.isin(np.unique(events.item[small]), events.item[~small]).mean()
     assert shared > 0.8
+
+
+def test_ratings_are_level_plus_utility_plus_noise() -> None:
+    world = make_world(2, users=300, items=80, events=20_000, label="rating", level=(2.5, 3.5), noise=0.4, signal=0.6, stars=False)
+    events = world.events
+    assert events.schema.label == "rating"
+    for d, level in enumerate((2.5, 3.5)):
+        rows = np.flatnonzero(events.domain == d)
+        utility = world.utility(events.user[rows], d, events.time[rows])[np.arange(len(rows)), events.item[rows]]
+        assert world.expected[rows] == pytest.approx(level + utility)
+        residual = events.label[rows] - level - utility
+        assert residual.std() == pytest.approx(0.4, rel=0.03)
+        assert abs(residual.mean()) < 0.015
+        assert world.best_rmse(rows) == pytest.approx(np.sqrt(np.mean(residual**2)))
+    assert np.isnan(world.probability).all()
+
+
+def test_stars_are_whole_and_their_expectation_is_exact() -> None:
+    world = make_world(1, users=300, items=80, events=60_000, label="rating", noise=0.7, signal=0.8, seed=3)
+    label, expected = world.events.label, world.expected
+    assert set(np.unique(label)) == {1.0, 2.0, 3.0, 4.0, 5.0}
+    order = np.argsort(expected)
+    for rows in np.array_split(order, 20):  # calibrated from the lowest to the highest
+        assert label[rows].mean() == pytest.approx(expected[rows].mean(), abs=4 * 0.8 / np.sqrt(len(rows)))
+    plain = make_world(1, users=300, items=80, events=60_000, label="rating", noise=0.7, signal=0.8, stars=False, seed=3)
+    assert np.array_equal(label, np.clip(np.rint(plain.events.label), 1, 5))
+    assert world.best_rmse() < np.sqrt(np.mean((label - np.clip(plain.expected, 1, 5)) ** 2))  # the mean before rounding is worse
+    exact = make_world(1, events=500, label="rating", noise=0.0)
+    assert exact.best_rmse() == 0
+
+
+def test_rotated_tastes_are_a_linear_map_of_the_first_domains() -> None:
+    world = bridge_world(users=200, items=60, events=800)
+    assert world.rotation is not None
+    turn, everybody = world.rotation[1], np.arange(200)
+    source, target = (world.taste(everybody, d) for d in range(2))
+    assert target == pytest.approx(source @ turn.T)
+    assert turn @ turn.T == pytest.approx(np.eye(4))
+    solved = np.linalg.lstsq(source, target, rcond=None)[0]  # what a mapping of users should find
+    assert solved == pytest.approx(turn.T)
+    assert abs(turn - np.eye(4)).max() > 0.3
+    events = world.events
+    assert not set(events.item[events.domain == 0]) & set(events.item[events.domain == 1])
+    assert set(events.user[events.domain == 0]) == set(events.user[events.domain == 1]) == set(range(200))
+    less = make_world(2, users=2000, user_overlap=1.0, relatedness=0.49, rotated=True, events=3000, seed=1)
+    assert less.rotation is not None
+    found = np.linalg.lstsq(less.taste(np.arange(2000), 0), less.taste(np.arange(2000), 1), rcond=None)[0]
+    assert found == pytest.approx(0.7 * less.rotation[1].T, abs=0.1)  # factors correlate by the square root of relatedness
+
+
+def test_worlds_without_the_new_dials_do_not_change() -> None:
+    """The demo's world is in the docs, and comparisons are kept by their data."""
+    world = demo_world()
+    assert world.events.user[:5].tolist() == [6, 84, 1406, 490, 591]
+    assert world.events.label is not None
+    assert (world.events.label[:1000].sum(), world.events.label.sum()) == (271, 13728)
+
+
+def test_a_target_asks_for_one_facet_and_a_source_item_shows_one() -> None:
+    """What a user's factors of each facet explain of the utilities of an item."""
+    world = make_world(3, users=3000, items=600, events=120_000, user_overlap=1.0, facets=2, item_overlap=0.0, click_rate=0.2, seed=4)
+    events, utility = world.events, [world.utility(np.arange(3000), d) for d in range(3)]
+    facet = events.items["category"].str.strip_prefix("category-").cast(int).to_numpy() // 5
+    assert np.isin(facet[np.unique(events.item[events.domain == 1])], 0).all()
+    assert np.isin(facet[np.unique(events.item[events.domain == 2])], 1).all()
+    user_factors = world.taste(np.arange(3000), 0)
+    for d, shown in ((0, None), (1, 0), (2, 1)):
+        own = np.isfinite(utility[d][0])
+        values = utility[d][:, own] - utility[d][:, own].mean(axis=0)
+        for f, block in enumerate((slice(0, 2), slice(2, 4))):
+            design = np.column_stack([np.ones(3000), user_factors[:, block]])
+            left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+            explained = 1 - left.var(axis=0) / values.var(axis=0)
+            wanted = (facet[np.flatnonzero(own)] == f) if shown is None else np.full(own.sum(), shown == f)
+            assert explained[~wanted].max(initial=0) < 0.02  # the factors of a facet not shown say nothing
+            assert np.median(explained[wanted]) > 0.7 if wanted.any() else True
+
+
+def test_table2_world_has_the_printed_form() -> None:
+    world = table2_world(scale=0.2, seed=1)
+    events = world.events
+    assert events.schema.domain_names == ("source", "target1", "target2", "target3")
+    people = [set(events.user[events.domain == d]) for d in range(4)]
+    for d, (rate, overlap) in enumerate(((0.0402, 1), (0.0148, 0.94), (0.0219, 0.69), (0.0185, 0.78))):
+        assert world.probability[events.domain == d].mean() == pytest.approx(rate, rel=0.02)
+        assert len(people[d] & people[0]) / len(people[d]) == pytest.approx(overlap, abs=0.005)
+    items = [len(set(events.item[events.domain == d])) for d in range(4)]
+    assert items[0] > items[3] > items[1] > items[2]

@@ -6,79 +6,40 @@ factors ``v_d`` the utility in domain ``d`` is::
     x = signal * (u_d . v_d) / sqrt(K) + user_bias_d + item_bias_d
 
 A click world logs impressions and draws ``label ~ Bernoulli(sigmoid(intercept_d + x))``; an implicit world
-logs choices drawn from ``softmax(x)`` over the domain's items that the user has not chosen before.
+logs choices drawn from ``softmax(x)`` over the domain's items that the user has not chosen before; a rating world
+logs ``intercept_d + x + noise``, in whole stars from 1 to 5 unless told otherwise.
 
 ``relatedness`` is the correlation of the utilities of one user-item pair in two domains: factors correlate by
 its square root on each side, biases, popularity and activity by ``relatedness`` itself.  The item field
 ``category`` and the user field ``segment`` are a coarse view of what the domains have in common, so at 0
 nothing at all, neither ids nor fields nor popularity, tells one domain about another.
+
+Two more dials say how the domains are related.  ``rotated``: tastes are carried over by a fixed rotation, so that a
+mapping of users from one domain to another has a known answer (``World.rotation``).  ``facets``: an item of the
+first domain shows one facet of itself, drawn at random, and each other domain asks for one facet only: which of a
+user's events in the first domain matter depends on the domain asked about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import polars as pl
-from scipy.special import expit, logsumexp
+from scipy.special import expit, ndtr
 from scipy.stats import rankdata
 
+from isthmus.data.draws import Drawn, choices, impressions, intercept
 from isthmus.data.events import Events
+from isthmus.data.tastes import ITEM_BIAS, START, USER_BIAS, Side, Truth, rotations
 from isthmus.errors import ConfigError
 from isthmus.schema import Domain, Entity, Field, Schema
 
-START = 1_600_000_000  # seconds; the first moment of every world
-SPAN = 100 * 86_400  # seconds; a hundred days
-GROUPS = 10  # categories, and segments
-USER_BIAS, ITEM_BIAS = 0.5, 0.7  # standard deviations, in units of the logit
-SKEW = 0.8  # standard deviation of the log of users' activity and items' exposure
-CHUNK = 4_000_000  # numbers per temporary matrix
+STARS = 5  # whole stars from 1
 
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """Users, or items.  D domains, n entities, K factors.
-
-    Attributes:
-        members: per domain, the sorted indices of the entities present in it.
-        factors: (D, n, K) standard normal.
-        later: (D, n, K) where the factors drift to.
-        bias: (D, n).
-        weight: (D, n) relative activity (users) or exposure (items).
-        group: (n,) a coarse view of the common factors.
-    """
-
-    members: list[np.ndarray]
-    factors: np.ndarray
-    later: np.ndarray
-    bias: np.ndarray
-    weight: np.ndarray
-    group: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class _Truth:
-    """Both sides, how far the users' tastes move within the world's time span, and the strength of the taste."""
-
-    users: _Side
-    items: _Side
-    drift: float
-    signal: float
-
-    def tastes(self, d: int, user: np.ndarray, moment: np.ndarray) -> np.ndarray:
-        """(B, K) factors at moments in [0, 1]: they turn from the first vector towards the second, keeping their length."""
-        angle = (0.5 * np.pi * self.drift * moment)[:, None]
-        taste = np.cos(angle) * self.users.factors[d, user] + np.sin(angle) * self.users.later[d, user]
-        return taste * (self.signal / np.sqrt(taste.shape[1]))
-
-    def utilities(self, d: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """(B, items of the domain) utilities."""
-        shown = self.items.members[d]
-        match = self.tastes(d, user, (time - START) / SPAN) @ self.items.factors[d, shown].T
-        return match + self.users.bias[d, user][:, None] + self.items.bias[d, shown]
+Label = Literal["click", "implicit", "rating"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +49,22 @@ class World:
     Attributes:
         events: what a recommender may see, in order of time.
         probability: (N,) float64, true probability of each row's label being 1 before labels are flipped;
-            in an implicit world the probability of the choice made.
+            in an implicit world the probability of the choice made; NaN in a rating world.
         noisy_probability: (N,) float64, the same after flipping a share ``noise`` of the labels.
-        intercept: (D,) logit offsets that give each domain its click rate; zeros in implicit worlds.
+        expected: (N,) float64, the mean of each row's label given everything: the true rating, or ``noisy_probability``;
+            ones in an implicit world.
+        intercept: (D,) logit offsets that give each domain its click rate, or levels of ratings; zeros in implicit worlds.
+        rotation: (D, K, K) that turns the tastes of the first domain into those of each (up to ``relatedness``); None
+            without ``rotated``.
     """
 
     events: Events
     probability: np.ndarray
     noisy_probability: np.ndarray
+    expected: np.ndarray
     intercept: np.ndarray
-    _truth: _Truth
+    rotation: np.ndarray | None
+    _truth: Truth
 
     def best_auc(self, rows: np.ndarray | None = None) -> float:
         """Area under the ROC curve of the true probabilities on the logged labels: what no model beats but by luck.
@@ -108,8 +75,9 @@ class World:
         Raises:
             ConfigError: an implicit world, or rows with only one label.
         """
-        if self.events.label is None:
-            raise ConfigError("best_auc of an implicit world", "a world of clicks", "rank with utility() instead")
+        if self.events.label is None or self.events.schema.label != "click":
+            do = "rank with utility() instead" if self.events.label is None else "use best_rmse"
+            raise ConfigError(f"best_auc of a world of {self.events.schema.label!r} labels", "a world of clicks", do)
         chosen = slice(None) if rows is None else rows
         label, score = self.events.label[chosen] > 0.5, self.probability[chosen]
         positives, negatives = int(label.sum()), int((~label).sum())
@@ -118,8 +86,26 @@ class World:
         ranks = rankdata(score)[label].sum()
         return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
+    def best_rmse(self, rows: np.ndarray | None = None) -> float:
+        """Root mean squared error of the true expected ratings on the logged ones: what no model beats but by luck.
+
+        Args:
+            rows: indices or mask of event rows; None takes all.
+
+        Raises:
+            ConfigError: not a world of ratings.
+        """
+        if self.events.label is None or self.events.schema.label != "rating":
+            raise ConfigError(f"best_rmse of a world of {self.events.schema.label!r} labels", "a world of ratings", 'label="rating"')
+        chosen = slice(None) if rows is None else rows
+        return float(np.sqrt(np.mean((self.events.label[chosen] - self.expected[chosen]) ** 2)))
+
+    def taste(self, user: np.ndarray, domain: int) -> np.ndarray:
+        """(B, K) latent factors of users (indices into ``events.user_ids``) in a domain at the start of the world."""
+        return self._truth.users.factors[domain, user]
+
     def utility(self, user: np.ndarray, domain: int, time: np.ndarray | None = None) -> np.ndarray:
-        """True utilities of all items: the logit without intercept (clicks), or the logit of the choice (implicit).
+        """True utilities of all items: the logit or rating without intercept, or the logit of the choice (implicit).
 
         Args:
             user: (B,) indices into ``events.user_ids``.
@@ -142,11 +128,15 @@ def make_world(
     items: int | Sequence[int] = 200,
     events: int | Sequence[int] = 10_000,
     size_ratio: float = 1.0,
-    label: Literal["click", "implicit"] = "click",
+    label: Label = "click",
     relatedness: float = 1.0,
-    user_overlap: float = 0.5,
-    item_overlap: float = 0.5,
+    user_overlap: float | Sequence[float] = 0.5,
+    item_overlap: float | Sequence[float] = 0.5,
     click_rate: float | Sequence[float] = 0.3,
+    level: float | Sequence[float] = 3.0,
+    stars: bool = True,
+    rotated: bool = False,
+    facets: int = 1,
     drift: float = 0.0,
     noise: float = 0.0,
     signal: float = 2.0,
@@ -160,14 +150,19 @@ def make_world(
         domains: their number, or their names.
         users, items, events: sizes of the first domain (the others follow by ``size_ratio``), or of each domain.
         size_ratio: size of each domain relative to the one before it.
-        label: ``click`` (logged impressions with a label) or ``implicit`` (choices).
+        label: ``click`` (logged impressions with a label), ``implicit`` (choices) or ``rating``.
         relatedness: 0 (domains are independent, even for shared users and items) to 1 (identical).
-        user_overlap, item_overlap: share of each domain's users or items drawn from a common pool; smaller
-            domains take the first ones of the pool, so they lie within the larger domains' part of it.
+        user_overlap, item_overlap: share of each domain's users or items drawn from a common pool, one for all or one per
+            domain; smaller domains take the first ones of the pool, so they lie within the larger domains' part of it.
         click_rate: mean click probability before noise, one for all or one per domain.
+        level: rating of an average item by an average user, one for all or one per domain.
+        stars: ratings are whole, from 1 to 5; False leaves them as they are.
+        rotated: tastes in each domain but the first are turned by a rotation of its own, the same for all users.
+        facets: number of facets that the factors are divided into; 1: every item shows all of its factors.
         drift: 0 (tastes stay) to 1 (at the end the users' tastes have nothing to do with those at the start).
-        noise: share of labels flipped at random (click worlds).
-        signal: standard deviation of the taste part of the utility.
+        noise: share of labels flipped at random (click worlds), or standard deviation of a rating around its mean.
+        signal: standard deviation of the taste part of the utility.  Beside it users differ by 0.5 and items by 0.7, so
+            0.7 is much for ratings.
         factors: number of latent factors K.
         features: give items a ``category`` and users a ``segment``.
         seed: of everything drawn.
@@ -176,25 +171,31 @@ def make_world(
         ConfigError: a number outside its range, or lists that do not have one value per domain.
     """
     names = [f"domain{d}" for d in range(domains)] if isinstance(domains, int) else list(domains)
-    for name, value in {"relatedness": relatedness, "user_overlap": user_overlap, "item_overlap": item_overlap, "drift": drift}.items():
-        _check_share(name, value, 1.0)
-    _check_share("noise", noise, 0.5)
+    _check_share("relatedness", relatedness, 1.0)
+    _check_share("drift", drift, 1.0)
+    _check_share("noise", noise, np.inf if label == "rating" else 0.5)
+    shares = [_per_domain(k, v, len(names)) for k, v in (("user_overlap", user_overlap), ("item_overlap", item_overlap))]
+    for name, several in zip(("user_overlap", "item_overlap"), shares, strict=True):
+        for share in several:
+            _check_share(name, share, 1.0)
+    if facets < 1 or factors % facets:
+        raise ConfigError(f"facets={facets} of factors={factors}", "facets that divide the factors equally", "change one of them")
     n_users, n_items, n_events = (_sizes(k, v, size_ratio, len(names)) for k, v in (("users", users), ("items", items), ("events", events)))
     rates = [float(r) for r in _per_domain("click_rate", click_rate, len(names))]
     if not all(0 < rate < 1 for rate in rates):
         raise ConfigError(f"click_rate={rates}", "numbers between 0 and 1, exclusive", "give a rate inside the range")
     rng = np.random.default_rng(seed)
-    truth = _Truth(
-        _side(rng, n_users, user_overlap, relatedness, factors, USER_BIAS),
-        _side(rng, n_items, item_overlap, relatedness, factors, ITEM_BIAS),
-        drift,
-        signal,
-    )
-    if label == "click":
-        parts = [_impressions(rng, truth, d, n, rates[d]) for d, n in enumerate(n_events)]
+    people = Side.draw(rng, n_users, shares[0], relatedness, factors, USER_BIAS)
+    things = Side.draw(rng, n_items, shares[1], relatedness, factors, ITEM_BIAS)
+    turns = rotations(rng, len(names), factors) if rotated else None
+    truth = Truth(people if turns is None else people.rotated(turns), things if facets == 1 else things.faceted(rng, facets), drift, signal)
+    if label == "implicit":
+        drawn, offsets = [choices(rng, truth, d, n) for d, n in enumerate(n_events)], [0.0] * len(names)
     else:
-        parts = [_choices(rng, truth, d, n) for d, n in enumerate(n_events)]
-    return _assemble(rng, names, parts, truth, label, noise, features)
+        drawn, offsets = [impressions(rng, truth, d, n) for d, n in enumerate(n_events)], _per_domain("level", level, len(names))
+    if label == "click":
+        offsets = [intercept(utility[:200_000], rate) for (*_, utility), rate in zip(drawn, rates, strict=True)]
+    return _assemble(rng, names, drawn, np.array(offsets), truth, label, noise, features, stars, turns)
 
 
 def demo_world(seed: int = 0) -> World:
@@ -212,6 +213,65 @@ def demo_world(seed: int = 0) -> World:
         user_overlap=0.6,
         item_overlap=0.9,
         click_rate=(0.30, 0.25, 0.20),
+        seed=seed,
+    )
+
+
+def bridge_world(seed: int = 0, users: int = 1000, items: int = 300, events: int = 40_000) -> World:
+    """Two domains of ratings with the same users and no common item, the tastes of the second a rotation of the first's.
+
+    What a mapping of users from ``source`` to ``target`` should find is known: ``World.rotation[1]``.
+
+    Args:
+        seed: of everything drawn.
+        users: all of them in both domains.
+        items, events: of each domain.
+    """
+    return make_world(
+        ("source", "target"),
+        users=users,
+        items=items,
+        events=events,
+        label="rating",
+        relatedness=1.0,
+        user_overlap=1.0,
+        item_overlap=0.0,
+        rotated=True,
+        signal=0.8,
+        noise=0.5,
+        stars=False,
+        features=False,
+        seed=seed,
+    )
+
+
+def table2_world(scale: float = 1.0, seed: int = 0) -> World:
+    """One source and three targets in the form of DACDR's industrial data (its Tables 1 and 2).
+
+    As printed there: click rates (4.02, 1.48, 2.19 and 1.85 %), the share of each target's users who are in the source
+    (94, 69 and 78 %), and the order of the catalogues' sizes.  Sizes are a laptop's, with fewer impressions of a source
+    user and more of a target user than theirs.  Each target asks for a facet of its own of what users like.
+
+    Args:
+        scale: of the numbers of users, items and events; 1: 690,000 events.
+        seed: of everything drawn.
+    """
+    users, items, events = (4_000, 900, 1_800, 600), (3_000, 400, 60, 900), (500_000, 50_000, 90_000, 50_000)
+
+    def scaled(sizes: Sequence[int]) -> list[int]:
+        return [max(2, round(scale * size)) for size in sizes]
+
+    return make_world(
+        ("source", "target1", "target2", "target3"),
+        users=scaled(users),
+        items=scaled(items),
+        events=scaled(events),
+        relatedness=0.95,
+        user_overlap=(1.0, 0.94, 0.69, 0.78),
+        item_overlap=(1.0, 0.3, 0.3, 0.3),
+        click_rate=(0.0402, 0.0148, 0.0219, 0.0185),
+        factors=6,
+        facets=3,
         seed=seed,
     )
 
@@ -236,134 +296,33 @@ def _sizes(name: str, value: int | Sequence[int], ratio: float, n: int) -> list[
     return whole
 
 
-def _members(sizes: Sequence[int], overlap: float) -> tuple[list[np.ndarray], int]:
-    """Per domain the indices of its entities: a beginning of the common pool, and a block of its own; and how many there are."""
-    common = [round(overlap * size) for size in sizes]
-    total, members = max(common), []
-    for size, shared in zip(sizes, common, strict=True):
-        members.append(np.concatenate([np.arange(shared), np.arange(total, total + size - shared)]))
-        total += size - shared
-    return members, total
-
-
-def _side(rng: np.random.Generator, sizes: Sequence[int], overlap: float, relatedness: float, k: int, bias: float) -> _Side:
-    members, n = _members(sizes, overlap)
-    common = rng.standard_normal((n, k))
-
-    def related(shared: np.ndarray, correlation: float) -> np.ndarray:
-        own = rng.standard_normal((len(sizes), *shared.shape))
-        return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
-
-    root = np.sqrt(relatedness)
-    return _Side(
-        members,
-        factors=related(common, root),
-        later=related(rng.standard_normal((n, k)), root),
-        bias=bias * related(rng.standard_normal(n), relatedness),
-        weight=np.exp(SKEW * related(rng.standard_normal(n), relatedness)),
-        group=np.argmax(common @ rng.standard_normal((k, GROUPS)), axis=1),
-    )
-
-
-def _covering(rng: np.random.Generator, side: _Side, d: int, n: int) -> np.ndarray:
-    """(n,) entities drawn by weight; when n allows it, each one at least once."""
-    members = side.members[d]
-    weight = side.weight[d, members]
-    drawn = rng.choice(members, size=n, p=weight / weight.sum())
-    if n >= len(members):
-        drawn[: len(members)] = members
-    return rng.permutation(drawn)
-
-
-_Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]  # user, item, time, probability, intercept
-
-
-def _impressions(rng: np.random.Generator, truth: _Truth, d: int, n: int, rate: float) -> _Part:
-    user, item = _covering(rng, truth.users, d, n), _covering(rng, truth.items, d, n)
-    time = START + rng.integers(0, SPAN, n)
-    match = np.einsum("bk,bk->b", truth.tastes(d, user, (time - START) / SPAN), truth.items.factors[d, item])
-    utility = match + truth.users.bias[d, user] + truth.items.bias[d, item]
-    intercept = _intercept(utility[:200_000], rate)
-    return user, item, time, expit(intercept + utility), intercept
-
-
-def _intercept(utility: np.ndarray, rate: float) -> float:
-    """The offset at which the mean of sigmoid(offset + utility) is ``rate``, by bisection."""
-    low, high = -40.0, 40.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expit(middle + utility).mean() < rate else (low, middle)
-    return (low + high) / 2
-
-
-def _choices(rng: np.random.Generator, truth: _Truth, d: int, n: int) -> _Part:
-    """Round j makes the j-th choice of every user who has one, among the items not chosen before."""
-    shown = truth.items.members[d]
-    user, time = _choosers(rng, truth.users, d, n, len(shown) // 2), START + rng.integers(0, SPAN, n)
-    order = np.lexsort((time, user))
-    user, time = user[order], time[order]
-    first = np.searchsorted(user, user)
-    turn = np.arange(n) - first
-    item, probability = np.empty(n, np.int64), np.empty(n)
-    for rows in _rounds(turn, max(1, CHUNK // len(shown))):
-        utility = truth.utilities(d, user[rows], time[rows])
-        _mask_chosen(utility, item, first[rows], int(turn[rows[0]]), shown)
-        pick = np.argmax(utility + rng.gumbel(size=utility.shape), axis=1)
-        item[rows] = shown[pick]
-        probability[rows] = np.exp(utility[np.arange(len(rows)), pick] - logsumexp(utility, axis=1))
-    return user, item, time, probability, 0.0
-
-
-def _choosers(rng: np.random.Generator, users: _Side, d: int, n: int, most: int) -> np.ndarray:
-    """(n,) users by activity, none more than ``most`` times: what is too much for one goes to others at random."""
-    if n > most * len(users.members[d]):
-        came = f"{n} choices by {len(users.members[d])} users of domain {d}"
-        raise ConfigError(came, f"at most {most} by each, half of the items", "give fewer events, or more users or items")
-    user = _covering(rng, users, d, n)
-    while True:
-        count = np.bincount(user, minlength=len(users.group))
-        order = np.argsort(user, kind="stable")
-        turn = np.arange(n) - np.searchsorted(user[order], user[order])
-        excess = order[turn >= most]
-        if not len(excess):
-            return user
-        room = users.members[d][count[users.members[d]] < most]
-        user[excess] = rng.choice(room, size=len(excess))
-
-
-def _rounds(turn: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Rows of one turn, at most ``size`` at a time, turn after turn."""
-    order = np.argsort(turn, kind="stable")
-    bounds = np.searchsorted(turn[order], np.arange(turn.max() + 2))
-    for begin, end in pairwise(bounds):
-        for at in range(begin, end, size):
-            yield order[at : min(at + size, end)]
-
-
-def _mask_chosen(utility: np.ndarray, item: np.ndarray, first: np.ndarray, turns: int, shown: np.ndarray) -> None:
-    """Sets to -inf what each user has chosen in the ``turns`` earlier choices, stored from row ``first`` on."""
-    if turns:
-        earlier = item[first[:, None] + np.arange(turns)]
-        utility[np.arange(len(first))[:, None], np.searchsorted(shown, earlier)] = -np.inf
-
-
 def _assemble(
     rng: np.random.Generator,
     names: list[str],
-    parts: list[_Part],
-    truth: _Truth,
-    label: Literal["click", "implicit"],
+    drawn: list[Drawn],
+    offsets: np.ndarray,
+    truth: Truth,
+    label: Label,
     noise: float,
     features: bool,
+    stars: bool,
+    rotation: np.ndarray | None,
 ) -> World:
-    """The parts of all domains in order of time, as events and their truth."""
+    """What was drawn in all domains in order of time, as events and their truth."""
     users, items = truth.users, truth.items
-    user, item, time, probability = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    domain = np.repeat(np.arange(len(names)), [len(part[0]) for part in parts])
+    user, item, time, value = (np.concatenate(column) for column in zip(*drawn, strict=True))
+    domain = np.repeat(np.arange(len(names)), [len(part[0]) for part in drawn])
     order = np.argsort(time, kind="stable")
-    user, item, time, domain, probability = (column[order] for column in (user, item, time, domain, probability))
-    clicks = label == "click"
-    noisy = probability * (1 - 2 * noise) + noise if clicks else probability
+    user, item, time, domain, value = (column[order] for column in (user, item, time, domain, value))
+    if label == "click":
+        probability = expit(offsets[domain] + value)
+        expected = noisy = probability * (1 - 2 * noise) + noise
+        labels = (rng.random(len(user)) < noisy).astype(np.float32)
+    elif label == "rating":
+        probability = noisy = np.full(len(user), np.nan)
+        labels, expected = _ratings(rng, offsets[domain] + value, noise, stars)
+    else:
+        probability, noisy, expected, labels = value, value, np.ones(len(user)), None
     user_ids, item_ids = _ids("u", len(users.group)), _ids("i", len(items.group))
     schema = Schema(
         user=Entity("user", (Field("segment"),) if features else ()),
@@ -379,7 +338,7 @@ def _assemble(
         item=item.astype(np.int32),
         domain=domain.astype(np.int16),
         time=time.astype(np.int64),
-        label=(rng.random(len(user)) < noisy).astype(np.float32) if clicks else None,
+        label=labels,
         behaviour=None,
         context={},
         user_ids=user_ids,
@@ -389,8 +348,17 @@ def _assemble(
         shows=None,
         dropped={},
     )
-    intercept = np.array([part[4] for part in parts])
-    return World(events, probability, noisy, intercept, truth)
+    return World(events, probability, noisy, expected, offsets, rotation, truth)
+
+
+def _ratings(rng: np.random.Generator, mean: np.ndarray, noise: float, stars: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ratings around their means, and what is expected of each."""
+    drawn = mean + noise * rng.standard_normal(len(mean))
+    if not stars:
+        return drawn.astype(np.float32), mean
+    # The mean of whole stars is 1 plus the probabilities of reaching the second, the third, ...
+    steps = ((mean - (k - 0.5)) / max(noise, 1e-9) for k in range(2, STARS + 1))
+    return np.clip(np.rint(drawn), 1, STARS).astype(np.float32), 1 + np.sum([ndtr(step) for step in steps], axis=0)
 
 
 def _ids(letter: str, n: int) -> pl.Series:
