@@ -12,11 +12,11 @@ from isthmus.data.sources import ENVIRONMENT, Loaded
 from isthmus.errors import SourceError
 
 NAMES = sorted(sources.available())
-PUBLIC = [name for name in NAMES if name not in ("table", "sql")]
+PUBLIC = [name for name in NAMES if name not in ("table", "sql", "world")]
 
 
 def test_sources_are_found_by_file_name() -> None:
-    assert {"table", "sql", "xmrec", "ciao", "epinions", "movielens", "douban"} <= set(NAMES)
+    assert {"table", "sql", "xmrec", "ciao", "epinions", "movielens", "douban", "world"} <= set(NAMES)
     assert not [name for name in NAMES if name.startswith("_")]
 
 

@@ -12,9 +12,10 @@ import pytest
 from scipy.io import savemat
 
 from isthmus.data.events import Events
-from isthmus.data.sources import ciao, douban, epinions, load, movielens, sql, table, xmrec
+from isthmus.data.sources import ciao, douban, epinions, load, movielens, sql, table, world, xmrec
 from isthmus.data.sources._lists import draw_lists, held_out
 from isthmus.data.split import TEST, TRAIN, VALID
+from isthmus.data.synthetic import make_world
 from isthmus.errors import ColumnError, ConfigError, DataError, SourceError
 
 OWN = {"user": "uid", "item": "iid", "domain": "market", "time": "ts", "label": "click"}
@@ -527,6 +528,24 @@ class TestDouban:
         assert douban.load(tmp_path, domains="book").events.dropped == {"ratings outside 1 to 5": 1}
 
 
+class TestWorld:
+    def test_settings_and_seed_make_the_world(self) -> None:
+        events = world.load("make", seed=3, settings={"domains": ["x", "y"], "users": [50, 20], "events": 400}).events
+        same = make_world(("x", "y"), users=(50, 20), events=400, seed=3).events
+        assert rows(events) == rows(same)
+        assert load("world", kind="table2", settings={"scale": 0.02}).events.schema.domain_names[0] == "source"
+        assert world.load("bridge", settings={"events": 2000}).events.schema.label == "rating"
+        assert world.load().events.schema.domain_names == ("large", "medium", "small")
+
+    def test_what_is_wrong_is_named(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'table2'"):
+            world.load("table")
+        with pytest.raises(ConfigError, match="did you mean 'users'"):
+            world.load("make", settings={"user": 3})
+        with pytest.raises(ConfigError, match="relatedness=2"):
+            world.load("make", settings={"relatedness": 2})
+
+
 @pytest.fixture
 def films(tmp_path: Path) -> Path:
     """MovieLens-1M's original layout."""
@@ -581,6 +600,14 @@ class TestMovielens:
         assert rows(original) == rows(parquet)
         assert original.items.sort("id").equals(parquet.items.sort("id").select(original.items.columns))
         assert original.users.sort("id").equals(parquet.users.sort("id").select(original.users.columns))
+
+    def test_chosen_domains_in_order(self, films: Path) -> None:
+        events = movielens.load(films, domains=("Drama", "Animation")).events
+        assert events.schema.domain_names == ("Drama", "Animation")
+        assert [r[:3] for r in rows(events)] == [(1, 10, "Animation"), (1, 20, "Drama"), (2, 10, "Animation")]
+        assert events.dropped == {}
+        with pytest.raises(ConfigError, match=r"did you mean 'Drama'"):
+            movielens.load(films, domains=("drama",))
 
     def test_a_line_cut_short_is_named(self, films: Path) -> None:
         file = films / "ratings.dat"

@@ -7,6 +7,7 @@ zip_code) and ``items.parquet`` (item_id, movie_title, release_year, genre: name
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ def load(
     path: str | Path | None = None,
     *,
     domain: Literal["genre", "gender", "age"] = "genre",
+    domains: Sequence[str] | None = None,
     label: Literal["rating", "click"] = "rating",
     max_users: int | None = None,
 ) -> Loaded:
@@ -35,6 +37,7 @@ def load(
     Args:
         path: the folder, original or parquet; None searches ``$ISTHMUS_DATA`` for ``movielens``, ``ml-1m`` or ``ml1m``.
         domain: ``genre`` (a film's first genre), or the user's ``gender`` or ``age`` group.
+        domains: those to keep, in order; None: all, sorted.
         label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 4 or more.
         max_users: so many users at most, chosen at random but always alike, with all their ratings; None: all 6,040.
 
@@ -44,7 +47,7 @@ def load(
 
     Raises:
         SourceError: a file is missing or damaged.
-        ConfigError: an unknown domain or label.
+        ConfigError: an unknown domain or label, or a domain without ratings.
     """
     for name, value, known in (("domain", domain, DOMAINS), ("label", label, ("rating", "click"))):
         if value not in known:
@@ -55,6 +58,12 @@ def load(
         ratings = _of_some_users(ratings, max_users)
     frame = ratings.join(_domains(domain, users, items), on="item" if domain == "genre" else "user", how="left", maintain_order="left")
     unknown = frame["domain"].null_count()
+    found = frame["domain"].drop_nulls().unique().sort().to_list()
+    for name in domains or ():
+        if name not in found:
+            raise ConfigError(f"no ratings in {domain} {name!r}", f"one of {', '.join(found)}", nearest(name, found))
+    if domains is not None:
+        frame = frame.filter(pl.col("domain").is_null() | pl.col("domain").is_in(list(domains)))
     value = pl.col("rating") >= 4 if label == "click" else pl.col("rating")
     events = read_events(
         frame.drop_nulls("domain").with_columns(label=value.cast(pl.Float32)),
@@ -64,6 +73,7 @@ def load(
         time="time",
         label="label",
         label_kind=label,
+        domains=None if domains is None else tuple(domains),
         users=users.with_columns(pl.col("age").cast(pl.String), pl.col("occupation").cast(pl.String)),
         user_id="user",
         user_fields=FIELDS[domain],
