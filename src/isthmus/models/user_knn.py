@@ -5,14 +5,14 @@ Herlocker, Konstan, Borchers and Riedl (SIGIR 1999), with Koren and Bell's dampi
 bias, and r_{u,j} = e_j - b_u; n(u,v) counts the pairs that both users have, in whatever domains::
 
     sim(u,v) = n(u,v) / (n(u,v) + damping) * sum of r_{u,j} r_{v,j} over common j / (|r_u| |r_v|)
-    score    = level_d + bias_{d,i} + b_u + sum of sim(u,v) r_{v,(d,i)} / (sum of |sim(u,v)| + shrink)
+    score    = level_d + bias_{d,i} + b_u + sum of sim(u,v) r_{v,(d,i)} / (sum of sim(u,v) + shrink)
 
-over the k users v with the largest |sim| among those who have the candidate i in the domain d asked for.  What is known of
-the user are her histories, as of the moment; of the neighbours, the training part, averaged where a pair repeats.  She is
-never her own neighbour.
+over the k most similar users v of those who have the candidate i in the domain d asked for.  Users who disagree (sim < 0) are
+no neighbours, and nobody is her own.  What is known of the user are her histories, as of the moment; of the neighbours, the
+training part, averaged where a pair repeats.
 
 Clicks: r = e = click - p, p the rate that level and item bias (log-odds) lead to expect, and b_u = 0: a history holds clicks
-alone.  The last sum becomes one Newton step in log-odds: sum of sim r / (sum of |sim| p (1 - p) + shrink), p of the candidate.
+alone.  The last sum becomes one Newton step in log-odds: sum of sim r / (sum of sim p (1 - p) + shrink), p of the candidate.
 Implicit data: r = 1, b_u = 0, so that candidates rank as by the plain sum of similarities.
 """
 
@@ -58,7 +58,7 @@ class UserKnn(Model):
         schema: Schema,
         *,
         k: int = 0,
-        shrink: float = 1.0,
+        shrink: float = 0.3,
         damping: float = 5.0,
         shrink_users: float = 10.0,
         shrink_items: float = 5.0,
@@ -139,17 +139,17 @@ class UserKnn(Model):
         return product.mul_(common).div_(scale).view(n, users)
 
     def _told(self, alike: Tensor, wanted: Tensor) -> Tensor:
-        """Similarities (n, users) and candidates (n, C) -> (n, C, 2), sum of sim * r and of |sim| over the neighbours."""
+        """Similarities (n, users) and candidates (n, C) -> (n, C, 2), sum of sim * r and of sim over the neighbours."""
         width = wanted.shape[1]
         place, user, value = self.posts.expand(wanted.flatten())
-        weight = alike[place // max(width, 1), user]
+        weight = alike[place // max(width, 1), user].clamp_min_(0.0)
         if self.k:
-            order = weight.abs().argsort(descending=True, stable=True)
+            order = weight.argsort(descending=True, stable=True)
             order = order[place[order].argsort(stable=True)]
             start = torch.searchsorted(place, place)  # of each candidate's neighbours, which come nearest first
             order = order[torch.arange(len(place), device=place.device) - start < self.k]
             place, value, weight = place[order], value[order], weight[order]
-        told = torch.stack([weight * value, weight.abs()], 1)
+        told = torch.stack([weight * value, weight], 1)
         return told.new_zeros(wanted.numel(), 2).index_add_(0, place, told).view(*wanted.shape, 2)
 
     def _solve(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
