@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -24,7 +25,7 @@ from isthmus.checkpoint import Checkpoint, Optimisers
 from isthmus.data.batches import Plan, batches, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.pools import POOLED
-from isthmus.errors import ConfigError, FitError
+from isthmus.errors import CheckpointError, ConfigError, FitError
 from isthmus.how import How
 from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers as make_optimisers
@@ -33,7 +34,7 @@ from isthmus.model import Model, Retriever, Stage
 from isthmus.progress import Bar, Board, Hold, holding
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
-from isthmus.stages import drop_other_rows, only, training
+from isthmus.stages import Adaptation, drop_other_rows, only, training
 from isthmus.task import Task, default_task, get_task
 
 __all__ = ["Best", "How", "Run", "build", "fit", "load_run", "resume"]
@@ -45,7 +46,16 @@ SHARED = 1024  # negatives of a domain in a step, beside those of the batch
 FLUSH = 32  # losses are read once in so many steps: reading one waits for the device
 
 
-def fit(model: Model, dataset: Dataset, task: Task, how: How | None = None, out: str | Path | None = None, *, resume: bool = False) -> Run:
+def fit(
+    model: Model,
+    dataset: Dataset,
+    task: Task,
+    how: How | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    adaptation: Adaptation | None = None,
+) -> Run:
     """Trains a model; the best weights on validation win.
 
     Every stage with epochs stops early by itself, on the mean over its domains of the metric watched.  Where there
@@ -58,6 +68,7 @@ def fit(model: Model, dataset: Dataset, task: Task, how: How | None = None, out:
         how: settings; None: the defaults.
         out: folder of the run; None: nothing is written, and nothing can be resumed.
         resume: go on from the folder's newest checkpoint.  A finished run is just read; an empty folder starts anew.
+        adaptation: train a grown model for its new domains alone, see ``isthmus.adapt``; what it took from the data stays.
 
     Returns:
         The finished run.
@@ -70,22 +81,24 @@ def fit(model: Model, dataset: Dataset, task: Task, how: How | None = None, out:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
     """
     how = how or How()
-    _check(model, dataset, task, how, out)
+    stages = partial(Adaptation.stages, adaptation, model) if adaptation else model.stages
+    _check(model, dataset, task, how, out, stages())
     keeper = Keeper(None if out is None else Path(out))
-    found = keeper.open(facts_of(model, dataset, task, how), resume)
+    found = keeper.open(facts_of(model, dataset, task, how, adaptation), resume)
     device = pick_device(how.device)
     if keeper.folder is not None and keeper.finished:
         return load_run(keeper.folder, model.to(device))
     state = State() if found is None else State.from_dict(found.state)
     with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress) as bar:
         board = Board(keeper.folder if how.tensorboard else None, len(state.log))
-        fill(model, dataset)
+        if adaptation is None:
+            fill(model, dataset)
         model.to(device)
         if found is not None:
             found.restore(model)
         work = _Work(model, dataset, task, how, device, keeper, hold, bar, board, state)
         try:
-            best = _train(work, found)
+            best = _train(work, stages(), found)
         except KeyboardInterrupt:
             work.interrupted()
             raise
@@ -102,10 +115,16 @@ def resume(folder: str | Path, dataset: Dataset, model: Model | None = None) -> 
         model: needed only when its class does not lie in ``isthmus.models``.
 
     Raises:
-        CheckpointError: not a run's folder, or of another data set.
+        CheckpointError: not a run's folder, or of another data set; an adaptation that was interrupted before its first checkpoint.
     """
-    facts = read_facts(Path(folder))
-    return fit(model or rebuild(facts), dataset, get_task(facts["task"]), How.of(facts["how"]), folder, resume=True)
+    facts, adaptation = read_facts(folder := Path(folder)), None
+    if raw := facts.get("adaptation"):
+        adaptation = Adaptation(tuple(raw["domains"]), tuple(raw["items"]))
+        if Checkpoint.latest(folder) is None and not Keeper(folder).finished:
+            came = f"the adaptation in {folder} has no checkpoint yet"
+            raise CheckpointError(came, "the trained model that it began with", "adapt again, with resume=True (isthmus adapt --resume)")
+    task, how = get_task(facts["task"]), How.of(facts["how"])
+    return fit(model or rebuild(facts), dataset, task, how, folder, resume=True, adaptation=adaptation)
 
 
 @dataclass
@@ -162,10 +181,10 @@ class _Work:
         print(f"\nstopped at {place}; go on with resume=True (isthmus fit --resume) and {self.keeper.folder}", file=sys.stderr)
 
 
-def _train(work: _Work, found: Checkpoint | None) -> Best:
+def _train(work: _Work, stages: list[Stage], found: Checkpoint | None) -> Best:
     """All stages that are not yet done."""
     state = work.state
-    for number, stage in enumerate(work.model.stages()):
+    for number, stage in enumerate(stages):
         domains = _domains(work.dataset, work.how, stage)
         if number < state.stage or not domains:
             continue
@@ -327,7 +346,7 @@ def _validate(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
     return values
 
 
-def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path | None) -> None:
+def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path | None, stages: list[Stage]) -> None:
     """Everything that can be refused before the first step."""
     if model.schema.fingerprint() != dataset.schema.fingerprint():
         raise ConfigError(
@@ -344,14 +363,14 @@ def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path
     metrics.get(how.monitor or task.metrics[0])
     if how.tensorboard and out is None:
         raise ConfigError("tensorboard=True without a folder", "a folder to write events into", "give out=")
-    draws = any(stage.solve is None for stage in model.stages())  # a closed form has no use for negatives
+    draws = any(stage.solve is None for stage in stages)  # a closed form has no use for negatives
     if draws and how.sampler in POOLED and not (task.ranked and isinstance(model, Retriever)):
         came = f"sampler {how.sampler!r} for {type(model).__name__} in task {task.name!r}"
         raise ConfigError(came, "a retriever in a ranked task", 'use sampler "uniform" or "popularity"')
     for d in (*(how.domains or ()), *(how.targets or ())):
         if not 0 <= d < len(dataset.schema.domains):
             raise ConfigError(f"domain index {d}", f"0 to {len(dataset.schema.domains) - 1}", "see dataset.schema.domain_names")
-    if not any(_domains(dataset, how, stage) for stage in model.stages()):
+    if not any(_domains(dataset, how, stage) for stage in stages):
         raise ConfigError(f"no stage of {type(model).__name__} trains on domains {how.domains}", "at least one", "choose other domains")
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
+from isthmus.errors import ConfigError
+from isthmus.layers.growing import rows_of
 from isthmus.schema import Schema
 
 if TYPE_CHECKING:
@@ -87,6 +89,40 @@ class Model(nn.Module, ABC):
     def stages(self) -> list[Stage]:
         """How it is trained; one stage over all rows and weights unless overridden."""
         return [Stage("fit")]
+
+    @classmethod
+    def grown_args(cls, args: dict[str, Any], new_domains: tuple[str, ...]) -> dict[str, Any]:
+        """The arguments of the same model for more domains; unchanged unless overridden.
+
+        Args:
+            args: what it was built with.
+            new_domains: names of the domains that come after its own.
+        """
+        return args
+
+    def adaptation(self, domains: tuple[int, ...], items: Tensor) -> list[Stage]:
+        """How it is trained for new domains, all that serves the others standing still.
+
+        Unless overridden one stage: of every weight that has a part for each domain the new domains' parts, and in the item tables
+        the rows of new items and of categories that they alone have.
+
+        Args:
+            domains: indices of the new domains.
+            items: (item.size,) bool, the codes of the new items.
+
+        Raises:
+            ConfigError: a model without any such weight, such as one in closed form.
+        """
+        weights, rows, parameters = [], dict[nn.Parameter, Tensor](), dict(self.named_parameters())
+        for name, mask in rows_of(self, domains, items).items():
+            if name in parameters and mask is None:
+                weights.append(parameters[name])
+            elif name in parameters and mask is not None and mask.any():
+                rows[parameters[name]] = mask
+        if not weights and not rows:
+            came = f"{type(self).__name__} has no weights of a domain's or an item's own"
+            raise ConfigError(came, "some to adapt", "fit it again on the data of all domains")
+        return [Stage("adapt", weights=weights, domains=domains, rows=rows)]
 
     def insights(self, dataset: Dataset) -> list[Insight]:
         """What there is to see inside a fitted model, for the report; nothing unless overridden."""

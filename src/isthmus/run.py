@@ -34,6 +34,7 @@ from isthmus.how import How
 from isthmus.model import Model
 from isthmus.models import get_model
 from isthmus.schema import Schema
+from isthmus.stages import Adaptation
 from isthmus.storage import read_json, whole_file, write_json
 from isthmus.task import Task, get_task
 
@@ -256,7 +257,7 @@ def load_run(folder: str | Path, model: Model | None = None) -> Run:
     return Run(model.eval(), get_task(facts["task"]), How.of(facts["how"]), best, log, folder)
 
 
-def facts_of(model: Model, dataset: Dataset, task: Task, how: How) -> dict[str, Any]:
+def facts_of(model: Model, dataset: Dataset, task: Task, how: How, adaptation: Adaptation | None = None) -> dict[str, Any]:
     """What ``run.json`` holds.
 
     Raises:
@@ -270,6 +271,7 @@ def facts_of(model: Model, dataset: Dataset, task: Task, how: How) -> dict[str, 
         "task": task.name,
         "how": dataclasses.asdict(how),
         "split": dataset.manifest.get("split"),
+        **({} if adaptation is None else {"adaptation": dataclasses.asdict(adaptation)}),
         "versions": {"isthmus": version("isthmus"), "torch": torch.__version__, "python": platform.python_version()},
     }
     try:
@@ -328,4 +330,4 @@ def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """All that decides the outcome of a run on given data; a setting that did not exist yet was what is its default now."""
     usual = json.loads(json.dumps(dataclasses.asdict(How())))
     how = {key: value for key, value in {**usual, **facts.get("how", {})}.items() if key not in HARMLESS}
-    return {**{key: facts.get(key) for key in ("model", "args", "task", "split")}, **how}
+    return {**{key: facts.get(key) for key in ("model", "args", "task", "split", "adaptation")}, **how}

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
-from isthmus.model import Stage
+from isthmus.model import Model, Stage
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """New domains for a grown model: what else is new is known by its codes.
+
+    Attributes:
+        domains: their indices.
+        items: the first code of the newly trained items, and the one after the last.
+    """
+
+    domains: tuple[int, ...]
+    items: tuple[int, int]
+
+    def mask(self, model: Model) -> Tensor:
+        """(item.size,) bool, the new items."""
+        code = torch.arange(model.schema.item.size)
+        return (code >= self.items[0]) & (code < self.items[1])
+
+    def stages(self, model: Model) -> list[Stage]:
+        """How the model is trained."""
+        return model.adaptation(self.domains, self.mask(model))
 
 
 @contextmanager

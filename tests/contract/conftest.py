@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -51,8 +51,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return encode(events := rich_events(), split.global_time(events), tmp_path_factory.mktemp("rich") / "data")
 
 
-def rich_events() -> Events:
-    """Clicks with behaviours, context and both side tables, some of whose values are missing."""
+def rich_events(domains: Sequence[str] = ("large", "medium", "small")) -> Events:
+    """Clicks with behaviours, context and both side tables, some of whose values are missing; those of some domains."""
     rng = np.random.default_rng(0)
     domain = np.repeat(["large", "medium", "small"], [400, 200, 40])
     n = len(domain)
@@ -69,7 +69,7 @@ def rich_events() -> Events:
         }
     )
     return read_events(
-        frame,
+        frame.filter(pl.col("domain").is_in(list(domains))),
         user="user",
         item="item",
         domain="domain",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_tables_keep_what_the_new_ones_do_not_say(base: Dataset, grown: Dataset)
     assert grown.user_table.numeric[:, 0].tolist() == pytest.approx(expected, nan_ok=True)
     assert grown.field_vocabulary("item", "words").ids.to_list() == ["k", "l", "m", "n"]
     offsets, flat = grown.item_table.multi["words"]
-    lists = [flat[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+    lists = [flat[a:b].tolist() for a, b in pairwise(offsets)]
     assert lists == [[], [1], [2], [2, 3], [4], [4, 5]]  # padding, unknown, i1 and i2 (as before), i3, i9
 
 

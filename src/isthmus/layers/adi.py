@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows
+from isthmus.layers.growing import Stacked
 from isthmus.layers.networks.star import star_linear
 
 
-class Tower(nn.Module):
+class Tower(Stacked):
     """One tower's network: (N, fields, dim), rows ordered by domain -> (N, dim).  For the arguments see ``isthmus.models.adi``.
 
     Raises:
         ConfigError: a dropout outside [0, 1).
     """
+
+    stacked: ClassVar[tuple[str, ...]] = ("f_domain",)
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class Tower(nn.Module):
         return x if layer is None else layer(x, offsets)
 
 
-class Adaptation(nn.Module):
+class Adaptation(Stacked):
     """The domain interest adaptation layer: (N, fields, dim) -> (N, fields, dim).
 
     Args:
@@ -99,6 +103,8 @@ class Adaptation(nn.Module):
         copies: D, each for its own domain's rows, or 1 for all rows.
         fields, dim: of the input.
     """
+
+    stacked: ClassVar[tuple[str, ...]] = ("weight", "bias", "query")
 
     def __init__(self, kind: str, copies: int, fields: int, dim: int) -> None:
         super().__init__()
@@ -160,8 +166,10 @@ class Network(nn.Module):
         return x
 
 
-class NetworkMul(nn.Module):
+class NetworkMul(Stacked):
     """Eq. 16: the layers of STAR, and a norm after each."""
+
+    stacked: ClassVar[tuple[str, ...]] = ("weights", "biases")
 
     def __init__(self, domains: int, widths: Sequence[int], norm: str, dropout: float) -> None:
         super().__init__()
@@ -178,8 +186,10 @@ class NetworkMul(nn.Module):
         return x
 
 
-class Concat(nn.Module):
+class Concat(Stacked):
     """Eq. 11-13."""
+
+    stacked: ClassVar[tuple[str, ...]] = ("spec", "shared")
 
     def __init__(self, domains: int, dim: int, width: int) -> None:
         super().__init__()
@@ -194,8 +204,10 @@ class Concat(nn.Module):
         return torch.cat([spec, spec * shared, shared], 1)  # eq. 13
 
 
-class Sum(nn.Module):
+class Sum(Stacked):
     """Eq. 14, 15."""
+
+    stacked: ClassVar[tuple[str, ...]] = ("gate",)
 
     def __init__(self, domains: int, dim: int, width: int) -> None:
         super().__init__()

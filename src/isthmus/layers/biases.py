@@ -12,6 +12,7 @@ left out of its item's numbers (leave-one-out), or the network would trust what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from isthmus.errors import ConfigError
 from isthmus.layers.from_data import FromData
+from isthmus.layers.growing import Growing, Rows, one_row_each
 from isthmus.layers.solved import Solved, find
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from isthmus.schema import Schema
 
 
-class Biases(Solved, FromData):
+class Biases(Solved, FromData, Growing):
     """Levels of the domains and shrunk biases of their items, from the training part.
 
     Buffers: ``mean`` (D,) mean label, ``level`` (D,); ``keys`` (n,) ``domain * item.size + item`` ascending, ``total`` and
@@ -100,6 +102,23 @@ class Biases(Solved, FromData):
             share = (total + self.shrink * mean) / (count + self.shrink)
             return torch.logit(share) - self.level[domain], count
         return (total - count * mean) / (count + self.shrink), count
+
+    def grow_from(self, old: Biases) -> set[str]:
+        """Old domains keep what was counted before; new ones have what was counted now."""
+        known = len(old.level)
+        self.mean[:known], self.level[:known] = old.mean, old.level
+        new = self.keys >= known * self.size
+        moved = old.keys // old.size * self.size + old.keys % old.size  # items with events keep their codes
+        self.fill(
+            keys=torch.cat([moved, self.keys[new]]),
+            total=torch.cat([old.total[:-1], self.total[:-1][new], old.total[-1:]]),
+            count=torch.cat([old.count[:-1], self.count[:-1][new], old.count[-1:]]),
+        )
+        return {"mean", "level", "keys", "total", "count"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' levels."""
+        return dict.fromkeys(("mean", "level"), one_row_each(len(self.level), domains))
 
     def residual(self, item: Tensor, domain: Tensor, label: Tensor) -> Tensor:
         """Ratings (...) less the level and the item's bias: what they say of the user."""

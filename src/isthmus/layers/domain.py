@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
+from isthmus.layers.growing import Growing, Rows, Stacked
 from isthmus.layers.mlp import MLP
 
 Offsets = Sequence[int]
@@ -88,7 +89,7 @@ def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | N
     return cast("Tensor", _Grouped.apply(x, sizes, weight, bias))
 
 
-class DomainLinear(nn.Module):
+class DomainLinear(Stacked):
     """A linear layer per domain: one stacked weight (D, out, in).
 
     Args:
@@ -97,6 +98,8 @@ class DomainLinear(nn.Module):
         out: of the output.
         bias: with a bias per domain.
     """
+
+    stacked: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self, n: int, width: int, out: int, bias: bool = True) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ class DomainLinear(nn.Module):
         return plain
 
 
-class DomainBatchNorm(nn.Module):
+class DomainBatchNorm(Stacked):
     """Batch normalisation with statistics of each domain's own rows (DSBN, Chang et al. 2019).
 
     A domain with no row in the batch is untouched.  One row has no variance: it is normalised with the running
@@ -132,6 +135,7 @@ class DomainBatchNorm(nn.Module):
         momentum: weight of the new batch in the running statistics.
     """
 
+    stacked: ClassVar[tuple[str, ...]] = ("weight", "bias", "running_mean", "running_var")
     running_mean: Tensor
     running_var: Tensor
 
@@ -225,7 +229,7 @@ class DomainMLP(nn.Module):
         return plain.train(self.training)
 
 
-class PerDomain(nn.Module):
+class PerDomain(Growing):
     """A copy of any module per domain, each run on its own contiguous slice.
 
     Args:
@@ -246,8 +250,21 @@ class PerDomain(nn.Module):
         """Domain ``domain``'s copy alone."""
         return self.copies[domain]
 
+    def grow_from(self, old: PerDomain) -> set[str]:
+        """New domains' copies start at the mean of the old ones; whole numbers, such as counts of batches, at the first's."""
+        states = [copy.state_dict() for copy in old.copies]
+        mean = {k: torch.stack([s[k] for s in states]).mean(0) if v.is_floating_point() else v for k, v in states[0].items()}
+        fresh = range(len(old.copies), len(self.copies))
+        for n in fresh:
+            self.copies[n].load_state_dict(mean)
+        return {f"copies.{n}.{name}" for n in fresh for name in mean}
 
-class Experts(nn.Module):
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' copies."""
+        return {f"copies.{d}.{name}": None for d in domains for name in self.copies[d].state_dict()}
+
+
+class Experts(Stacked):
     """E MLPs of one shape on the same rows, as batched matrix products.
 
     Args:
@@ -255,16 +272,19 @@ class Experts(nn.Module):
         width: of the input.
         hidden: widths of their layers; the last one is the output.
         dropout: share of activations dropped in training.
+        per_domain: there is one for each domain.
 
     Raises:
         ConfigError: a dropout outside [0, 1).
     """
 
-    def __init__(self, n: int, width: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
+    stacked: ClassVar[tuple[str, ...]] = ("weights", "biases")
+
+    def __init__(self, n: int, width: int, hidden: Sequence[int], *, dropout: float = 0.0, per_domain: bool = False) -> None:
         super().__init__()
         require_share("dropout", dropout)
         widths = [width, *hidden]
-        self.n, self.dropout, self.width = n, dropout, widths[-1]
+        self.n, self.dropout, self.width, self.per_domain = n, dropout, widths[-1], per_domain
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for i, o in itertools.pairwise(widths):
@@ -282,3 +302,7 @@ class Experts(nn.Module):
             h = torch.baddbmm(bias[:, None], h.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
             h = F.dropout(h.relu(), self.dropout, self.training)
         return h
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' MLPs, where each has one."""
+        return super().rows_of(domains, items) if self.per_domain else {}

@@ -6,7 +6,7 @@ candidates, histories, negatives and whole catalogues become vectors through the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,7 +17,8 @@ from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
 from isthmus.layers.from_data import FromData
-from isthmus.layers.table import Table
+from isthmus.layers.growing import Growing, Rows
+from isthmus.layers.table import DomainTable, Table
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field, Schema
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class _Numbers(nn.Module):
         return torch.where(value.isnan(), self.missing, value.nan_to_num() * self.slope)
 
 
-class EntityFields(FromData):
+class EntityFields(FromData, Growing):
     """Ids of one entity -> the vectors of the id and of all its fields.
 
     The id and every categorical and multi-valued field share ONE table, so that a lookup is one gather.  An id
@@ -120,6 +121,35 @@ class EntityFields(FromData):
         parts = [total.view(*bags.shape[:2], self.dim), *(part.sum(1) for part in self._late(ids))]
         return torch.cat(parts, -2) / (ids != PADDING).sum(1).clamp_min(1)[:, None, None]
 
+    def grow_from(self, old: EntityFields) -> set[str]:
+        """Ids and categories of the old table keep their vectors; new ones start at "unknown".  The coded table is the data's."""
+        known = max(old.entity.trained, FIRST)
+        self.table.weight[:known] = old.table.weight[:known]
+        self.table.weight[known : max(self.entity.trained, FIRST)] = old.table.weight[UNKNOWN]
+        _grow_fields(self.table, self.starts, old.table, old.starts, [f.size for f in (*old.categorical, *old.multi)])
+        return {"table.weight", "field_rows", "numeric", "multi_offsets", "multi_rows"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """Of items: the rows of their ids, and of categories that no other trained item has."""
+        if self.entity.name != "item":
+            return {}
+        trained = self.entity.trained
+        known = torch.arange(len(items), device=items.device) < trained
+        mask = self._used(items & known) & ~self._used(~items & known)
+        mask[:trained] = items[:trained]
+        return {"table.weight": mask}
+
+    def _used(self, ids: Tensor) -> Tensor:
+        """Codes as a mask (size,) -> (rows,) bool: which rows hold their categories."""
+        ids = ids.to(self.field_rows.device)
+        used = ids.new_zeros(len(self.table.weight))
+        used[self.field_rows[ids].long().flatten()] = True
+        for offsets in self.multi_offsets:
+            own = ids.repeat_interleave(offsets.diff())
+            used[self.multi_rows[offsets[0] : offsets[-1]][own].long()] = True
+        used[PADDING] = False
+        return used
+
     def _rows(self, ids: Tensor) -> Tensor:
         """(...) -> (..., 1 + categorical) rows of the table."""
         known = torch.where(ids < self.entity.trained, ids, UNKNOWN)
@@ -155,7 +185,7 @@ class EntityFields(FromData):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class ContextFields(nn.Module):
+class ContextFields(Growing):
     """The event's own fields -> their vectors, one table for all codes.
 
     Args:
@@ -184,6 +214,17 @@ class ContextFields(nn.Module):
             parts.append(self.numbers(torch.stack([context[field.name] for field in self.numeric], 1)))
         return torch.cat(parts, 1)
 
+    def grow_from(self, old: ContextFields) -> set[str]:
+        """Categories keep their vectors; new ones start at "unknown"."""
+        if self.table is None or old.table is None:
+            return set()
+        _grow_fields(self.table, self.starts, old.table, old.starts, [f.size for f in old.coded])
+        return {"table.weight"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """Nothing: all domains share it."""
+        return {}
+
 
 class Inputs(nn.Module):
     """What every ranking network reads: user, item, context, domain and history as one vector per candidate.
@@ -207,7 +248,7 @@ class Inputs(nn.Module):
         super().__init__()
         self.user = EntityFields(schema.user, dim, id_dropout=id_dropout)
         self.item = EntityFields(schema.item, dim, id_dropout=id_dropout)
-        self.domain = Table(len(schema.domains) + 1, dim, std=0.1)
+        self.domain = DomainTable(len(schema.domains), dim, std=0.1)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.histories = [name for name, read in (("history", history), ("cross_history", cross_history)) if read]
         pooled = self.item.fields * dim
@@ -238,6 +279,13 @@ class Inputs(nn.Module):
 def _shift(codes: Tensor, start: Tensor | int) -> Tensor:
     """Codes of a field -> rows of a shared table; padding stays row 0."""
     return torch.where(codes == PADDING, PADDING, codes + start)
+
+
+def _grow_fields(table: Table, starts: list[int], old: Table, old_starts: list[int], old_sizes: list[int]) -> None:
+    """Copies each field's rows to where they stand now; its new categories start at its "unknown"."""
+    for start, end, before, size in zip(starts, [*starts[1:], len(table.weight)], old_starts, old_sizes, strict=True):
+        table.weight[start : start + size] = old.weight[before : before + size]
+        table.weight[start + size : end] = old.weight[before + UNKNOWN]
 
 
 def _starts(fields: list[Field], first: int) -> tuple[list[int], int]:

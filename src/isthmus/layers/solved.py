@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.batch import Batch
+from isthmus.layers.growing import Growing, Rows
 
 GATHER = 8  # reading one weight at random costs about as much as this many in sequence
 WORKING_SET = 1 << 23  # most float32 values of one intermediate result (32 MiB)
@@ -50,7 +51,7 @@ class Solved(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class PairTable(Solved):
+class PairTable(Solved, Growing):
     """A row of numbers for each known pair of a group and a code, and one row for all other pairs.
 
     Buffers: ``keys`` (n,) ``group * size + code``, ascending; ``rows`` (n + 1, width), the last one for unknown pairs.
@@ -77,6 +78,15 @@ class PairTable(Solved):
     def forward(self, group: Tensor, code: Tensor) -> Tensor:
         """Groups and codes (...) -> (..., width)."""
         return self.rows[find(self.keys, group * self.size + code)]
+
+    def grow_from(self, old: PairTable) -> set[str]:
+        """The same pairs, under the keys that they have where there are more codes."""
+        self.fill(keys=old.keys // old.size * self.size + old.keys % old.size, rows=old.rows)
+        return {"keys", "rows"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """Nothing: a closed form fills it."""
+        return {}
 
 
 class ItemItem(Solved):

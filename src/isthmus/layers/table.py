@@ -6,7 +6,7 @@ ids.  A large table here has sparse gradients, and its optimiser touches the row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError, nearest
+from isthmus.layers.growing import Growing, Rows, grow_rows, one_row_each
 
 DENSE_LIMIT = 65_536  # numbers; a table up to this size is swept as fast as it is looked up
 TABLE_LR = 4e-2  # row-wise Adagrad's rate: needs to be far above Adam's to reach the same quality
@@ -45,6 +46,28 @@ class Table(nn.Module):
     def extra_repr(self) -> str:
         rows, dim = self.weight.shape
         return f"{rows}, {dim}, sparse={self.sparse}"
+
+
+class DomainTable(Table, Growing):
+    """A row of numbers for each domain; domain d has row d + 1.
+
+    Args:
+        n: number of domains.
+        dim: width of a row.
+        std: standard deviation of the start.
+    """
+
+    def __init__(self, n: int, dim: int, *, std: float = 0.01) -> None:
+        super().__init__(n + 1, dim, std=std)
+
+    def grow_from(self, old: DomainTable) -> set[str]:
+        """New domains start at the mean of the old ones."""
+        grow_rows("weight", self.weight[1:], old.weight[1:])
+        return {"weight"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' rows."""
+        return {"weight": one_row_each(len(self.weight), [d + 1 for d in domains])}
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):

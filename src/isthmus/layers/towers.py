@@ -22,14 +22,15 @@ from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
 from isthmus.layers.features import ContextFields, EntityFields
-from isthmus.layers.table import Table
+from isthmus.layers.growing import Growing, Rows
+from isthmus.layers.table import DomainTable, Table
 from isthmus.schema import PADDING, UNKNOWN, Field, Schema
 
 Make = Callable[[int, int], nn.Module]  # (fields, dim) -> a network: (N, fields, dim), offsets -> (N, dim)
 NEEDS = Needs(history=True, cross_history=True, context=True)
 
 
-class Towers(nn.Module):
+class Towers(Growing):
     """Two towers over fields of one width.
 
     Args:
@@ -79,7 +80,7 @@ class Towers(nn.Module):
         self.chosen = None if tied or not history else EntityFields(schema.item, dim, id_dropout=0.0)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.bias = Table(1 + self.domains * schema.item.trained, 1) if bias else None
-        self.user_domain, self.item_domain = (Table(self.domains + 1, dim, std=0.01) for _ in range(2))
+        self.user_domain, self.item_domain = (DomainTable(self.domains, dim, std=0.01) for _ in range(2))
         users = (["id"] if user_id else []) + _names(schema.user.fields)
         items = ["id", *_names(schema.item.fields)]
         context = [f.name for f in sorted(schema.context, key=lambda f: f.kind == "numeric")]  # as ContextFields puts them
@@ -132,6 +133,25 @@ class Towers(nn.Module):
         """Codes and domains (...) -> (...) rows of the bias; padding and items that training never saw have none."""
         known = self.items.entity.trained
         return torch.where((item > UNKNOWN) & (item < known), 1 + domain * known + item, 0)
+
+    def grow_from(self, old: Towers) -> set[str]:
+        """An item's bias in a new domain starts at its mean over the old ones; a new item's at 0, as if unknown."""
+        if self.bias is None or old.bias is None:
+            return set()
+        before = old.bias.weight[1:].view(old.domains, -1)
+        now = self.bias.weight.new_zeros(self.domains, self.items.entity.trained)
+        now[: old.domains, : before.shape[1]] = before
+        now[old.domains :, : before.shape[1]] = before.mean(0)
+        self.bias.weight[1:] = now.view(-1, 1)
+        return {"bias.weight"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """Biases of all items in the domains."""
+        if self.bias is None:
+            return {}
+        mask = items.new_zeros(self.domains, self.items.entity.trained)
+        mask[list(domains)] = True
+        return {"bias.weight": torch.cat([mask.new_zeros(1), mask.flatten()])}
 
     def _past(self, ids: Tensor | None) -> Tensor:
         """(B, L) -> (B, item fields, dim): the sum over events divided by the root of their number.

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.layers.domain import DomainLinear, Experts, domain_of_rows
+from isthmus.layers.growing import Growing, Rows, Stacked, one_row_each
 from isthmus.layers.networks._base import Network, require_layers
 
 OWN = 0.9  # of a unit's start: how much of itself a network keeps
 
 
-class CrossStitchNetwork(Network):
+class CrossStitchNetwork(Network, Growing):
     """Stitched networks; the output layer is the row's own domain's.
 
     Args:
@@ -44,7 +46,7 @@ class CrossStitchNetwork(Network):
     def __init__(self, domains: int, width: int, *, out: int, hidden: Sequence[int] = (64, 32), dropout: float = 0.0) -> None:
         super().__init__(domains, width, out=out)
         require_layers(hidden)
-        self.first = Experts(domains, width, hidden[:1], dropout=dropout)
+        self.first = Experts(domains, width, hidden[:1], dropout=dropout, per_domain=True)
         self.deeper = nn.ModuleList(_Networks(domains, i, o, dropout) for i, o in itertools.pairwise(hidden))
         start = torch.full((domains, domains), (1 - OWN) / max(domains - 1, 1)).fill_diagonal_(OWN if domains > 1 else 1.0)
         self.alpha = nn.ParameterList(nn.Parameter(start.clone()) for _ in hidden)
@@ -59,8 +61,26 @@ class CrossStitchNetwork(Network):
         return self.out(torch.bmm(own[:, None], h).squeeze(1), offsets)  # stitch, for the row's own network alone
 
 
-class _Networks(nn.Module):
+    def grow_from(self, old: CrossStitchNetwork) -> set[str]:
+        """A new network mixes like the mean of the old ones, and the old ones take nothing from it."""
+        d = len(old.out.weight)
+        for alpha, before in zip(self.alpha, old.alpha, strict=True):
+            own = before.diagonal().mean()
+            alpha.zero_()
+            alpha[:d, :d] = before
+            alpha[d:, :d] = (before.sum(0) - before.diagonal()) / d
+            alpha.diagonal()[d:] = own
+        return {f"alpha.{n}" for n in range(len(self.alpha))}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' rows of the stitches."""
+        return {f"alpha.{n}": one_row_each(len(alpha), domains) for n, alpha in enumerate(self.alpha)}
+
+
+class _Networks(Stacked):
     """One further layer of every domain's network: (N, D, in) -> (N, D, out)."""
+
+    stacked: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self, n: int, width: int, out: int, dropout: float) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,16 @@ from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, domain_of_rows, grouped_linear
+from isthmus.layers.growing import Stacked
 from isthmus.layers.mlp import MLP
 from isthmus.layers.networks._base import Network
-from isthmus.layers.table import Table
+from isthmus.layers.table import DomainTable
 
 
-class _PartitionedNorm(nn.Module):
+class _PartitionedNorm(Stacked):
     """Batch norm with each domain's own statistics and a shared gain and offset beside its own."""
+
+    stacked: ClassVar[tuple[str, ...]] = ("domain_weight", "domain_bias")
 
     def __init__(self, domains: int, width: int) -> None:
         super().__init__()
@@ -59,8 +63,10 @@ def star_linear(x: Tensor, offsets: Sequence[int], shared: nn.Linear, weight: Te
     return grouped_linear(x, offsets, weight * shared.weight, bias + shared.bias)
 
 
-class _StarLinear(nn.Module):
+class _StarLinear(Stacked):
     """``star_linear`` and its weights."""
+
+    stacked: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self, domains: int, width: int, out: int) -> None:
         super().__init__()
@@ -106,7 +112,7 @@ class STARNetwork(Network):
         self.norm = _PartitionedNorm(domains, width) if norm else None
         self.layers = nn.ModuleList(_StarLinear(domains, i, o) for i, o in itertools.pairwise([width, *hidden, out]))
         self.dropout = nn.Dropout(dropout)
-        self.indicator = Table(domains + 1, indicator, std=0.1)
+        self.indicator = DomainTable(domains, indicator, std=0.1)
         self.auxiliary = MLP(width + indicator, auxiliary, dropout=dropout, out=out)
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:

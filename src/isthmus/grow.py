@@ -1,0 +1,83 @@
+"""``grow``: a trained model for a data set that extends the one it was trained on, with every weight taken over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.errors import ConfigError
+from isthmus.layers.from_data import FromData, fill
+from isthmus.layers.growing import Growing
+from isthmus.model import Model, device_of
+from isthmus.schema import Entity, Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
+
+
+def grow(model: Model, dataset: Dataset) -> Model:
+    """The same model for more domains, ids and categories; until it is trained it scores the old domains as before, bit for bit.
+
+    How a layer goes on is its own to say (``isthmus.layers.growing``); a weight of the same shape is copied.
+
+    Args:
+        model: trained; not changed.
+        dataset: encoded with ``base=`` the data set that the model was trained on.
+
+    Returns:
+        A new model, on the same device.
+
+    Raises:
+        ConfigError: the data set does not extend the model's, or a weight whose growth no rule covers (it is named).
+    """
+    old, new = model.schema, dataset.schema
+    _check(old, new)
+    args = type(model).grown_args(dict(model.args), new.domain_names[len(old.domains) :])
+    with torch.random.fork_rng(devices=[]):
+        grown = type(model)(new, **args)
+    fill(grown, dataset)
+    grown.to(device_of(model))
+    with torch.no_grad():
+        _take_over(grown, model)
+    return grown.train(model.training)
+
+
+def _take_over(grown: Model, model: Model) -> None:
+    before, done = dict(model.named_modules()), set[str]()
+    for name, module in grown.named_modules():
+        if isinstance(module, Growing) and name in before:
+            done |= {f"{name}.{key}" if name else key for key in module.grow_from(before[name])}
+    known = model.state_dict()
+    for name, tensor in grown.state_dict(keep_vars=True).items():
+        if name in done or _from_data(grown, name, tensor):
+            continue
+        if name not in known or known[name].shape != tensor.shape:
+            came = f"{name} of {type(grown).__name__}, of shape {tuple(tensor.shape)}" + (
+                f" instead of {tuple(known[name].shape)}" if name in known else ", which the trained model does not have"
+            )
+            raise ConfigError(came, "weights that say how they grow", "give the layer a rule (isthmus.layers.growing), or train anew")
+        tensor.copy_(known[name])
+
+
+def _from_data(model: Model, name: str, tensor: Tensor) -> bool:
+    """Was it filled from the data set?"""
+    return not isinstance(tensor, nn.Parameter) and isinstance(model.get_submodule(name.rpartition(".")[0]), FromData)
+
+
+def _check(old: Schema, new: Schema) -> None:
+    kept = (
+        new.domain_names[: len(old.domains)] == old.domain_names
+        and new.behaviours[: len(old.behaviours)] == old.behaviours
+        and new.label == old.label
+        and all(_extends(getattr(old, side), getattr(new, side)) for side in ("user", "item"))
+        and [(f.name, f.kind) for f in old.context] == [(f.name, f.kind) for f in new.context]
+    )
+    if not kept:
+        came = f"data of domains {new.domain_names} for a model of {old.domain_names}"
+        raise ConfigError(came, "a data set that extends the model's own", "encode it with base=, or prepare it with --base")
+
+
+def _extends(old: Entity, new: Entity) -> bool:
+    return [(f.name, f.kind) for f in old.fields] == [(f.name, f.kind) for f in new.fields] and old.trained <= new.trained
