@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import ClassVar
 
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,8 +23,10 @@ from isthmus.how import How
 from isthmus.layers.domain import DomainBatchNorm, DomainLinear
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import Table
+from isthmus.measure import measure
 from isthmus.model import Model, Stage, evaluating
 from isthmus.schema import Schema
+from isthmus.score import score
 from isthmus.stages import drop_other_rows, only, training
 from isthmus.task import get_task
 
@@ -134,3 +139,23 @@ def test_a_mask_must_fit_its_weight(data: Dataset) -> None:
         stage = Stage("odd", rows={model.domain.weight: mask})
         with pytest.raises(ConfigError, match="a mask"), only(model, stage):
             pass
+
+
+def test_a_stage_may_be_judged_by_known_users_alone(tmp_path: Path) -> None:
+    events = make_world(2, users=300, items=40, events=600, seed=3).events
+    dataset, task, how = (
+        encode(events, global_time(events), tmp_path / "data"),
+        get_task("ctr"),
+        How(epochs=1, device="cpu", progress=False),
+    )
+    model = Parts(dataset.schema)
+    model.stages = lambda: [Stage("all", known=True)]  # type: ignore[method-assign]
+    run = fit(model, dataset, task, how)
+    scores = score(run.model, dataset, "valid", task=task, how=how)
+    new = pl.col("state") == "new"
+    assert 0 < scores.frame.select(new.mean()).item() < 1
+    known = measure(dataclasses.replace(scores, frame=scores.frame.filter(~new)), ("auc",), resamples=0)
+    expected = known.filter((pl.col("domain") == "all") & (pl.col("state") == "all"))["value"].item()
+    assert run.log[0]["metrics"]["auc"]["all"] == pytest.approx(expected)
+    everyone = measure(scores, ("auc",), resamples=0).filter((pl.col("domain") == "all") & (pl.col("state") == "all"))["value"].item()
+    assert everyone != pytest.approx(expected)

@@ -65,7 +65,7 @@ class SSCDR(Retriever):
         hidden: int | None = None,
         margin: float = 0.5,
         weight: float = 0.5,
-        share: float = 0.5,
+        share: float = 0.2,
     ) -> None:
         super().__init__(schema)
         if margin < 0 or weight < 0 or not 0 <= share <= 1:
