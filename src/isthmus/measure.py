@@ -43,7 +43,8 @@ def measure(scores: Scored, metrics: Sequence[str], resamples: int = 1000, seed:
         seed: of the resamples; equal seeds give equal intervals.
 
     Returns:
-        Columns metric, domain, state ("all", "new", "few", "many"), value, low, high, groups, rows, kind, lists, note.
+        Columns metric, domain, state ("all", then as in the scores, see ``isthmus.slices``), value, low, high, groups, rows,
+        kind, lists, note.
         Where the data are too few (one class, no positive, no rows) value, low and high are null and ``note`` says why.
 
     Raises:

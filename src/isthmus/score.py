@@ -26,11 +26,13 @@ from torch import Tensor
 from isthmus.data.batches import Plan, batches_with_rows, query_batch, take_context
 from isthmus.data.queries import Queries, given_lists, relevant_items, sampled_lists, seen_items
 from isthmus.data.segments import Segments, places
+from isthmus.data.split import COLD_USERS
 from isthmus.errors import ConfigError, DataError, nearest
 from isthmus.how import How
 from isthmus.layers.ranking import best, ranks
 from isthmus.model import Model, Retriever, device_of, scoring
-from isthmus.scores import STATES, TYPES, Kind, Scores
+from isthmus.scores import TYPES, Kind, Scores
+from isthmus.slices import SOURCE_STATES, STATES
 from isthmus.task import Task, default_task
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ PAIRS = 1 << 17  # most (row, candidate) pairs in one call of a model
 CELLS = 1 << 23  # most cells of one block of queries x catalogue
 WORST = float(np.finfo(np.float32).min)  # stands for the score of an item outside the catalogue
 FEW = 5  # most training events in the domain of a user in state "few"
+SOURCE_BOUNDS = (5, 20)  # training events in other domains from which the next state begins
 SEED = 0  # of sampled items
 Candidates = Literal["auto", "lists", "full", "sampled"]
 
@@ -251,15 +254,22 @@ def _finished(dataset: Dataset, blocks: Iterable[dict[str, np.ndarray]]) -> pl.D
     names = pl.Series(dataset.schema.domain_names, dtype=pl.String)
     frames = []
     for columns in blocks:
-        events = dataset.events_of(columns["user"], columns["domain"])
-        state = np.digitize(events, (1, FEW + 1))
-        texts = {"domain": names.gather(columns["domain"]), "state": pl.Series(STATES).gather(state)}
+        texts = {"domain": names.gather(columns["domain"]), "state": _states(dataset, columns["user"], columns["domain"])}
         frames.append(
             pl.DataFrame({**columns, **texts}).select(pl.col(name).cast(TYPES[name]) for name in TYPES if name in columns or name in texts)
         )
     if not frames:
         raise DataError("nothing to score", "events of this part in these domains", "choose another part or other domains")
     return pl.concat(frames)
+
+
+def _states(dataset: Dataset, user: np.ndarray, domain: np.ndarray) -> pl.Series:
+    """How much training tells of each row's user: in the domain, or, of users held out of it, in the others."""
+    own = dataset.events_of(user, domain)
+    if dataset.manifest["split"]["rule"] != COLD_USERS:
+        return pl.Series(STATES).gather(np.digitize(own, (1, FEW + 1)))
+    events = sum(dataset.events_of(user, d) for d in range(len(dataset.schema.domains))) - own
+    return pl.Series(SOURCE_STATES).gather(np.digitize(events, SOURCE_BOUNDS))
 
 
 def _kind(dataset: Dataset, part: str, candidates: str) -> Literal["lists", "full", "sampled"]:

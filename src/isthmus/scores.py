@@ -17,7 +17,6 @@ from isthmus.errors import ColumnError, ConfigError, DataError, SourceError
 from isthmus.storage import whole_file
 
 Kind = Literal["rows", "lists", "full", "sampled"]
-STATES = ("new", "few", "many")
 TYPES: dict[str, Any] = {
     "row": pl.Int64,
     "group": pl.Int64,
@@ -48,7 +47,9 @@ class Scores:
             - ``user``, ``item``: codes (any ids in scores from elsewhere); ``domain``: name;
             - ``label``: 0/1, or the rating; in ranked tasks 1 for the relevant;
             - ``score``: higher is better; the logit of a click, or the rating itself;
-            - ``state``: the user's training events in the domain: ``new`` (0), ``few`` (1 to 5) or ``many``;
+            - ``state``: the user's training events in the domain: ``new`` (0), ``few`` (1 to 5) or ``many``; of a split by
+              ``cold_users``, where all who are judged are new, her training events in the other domains: ``source <5``,
+              ``source 5-19`` or ``source 20+``;
             - ``relevant`` (ranked tasks): number of relevant items of the query, listed or not;
             - ``rank`` (kind ``full``): exact rank from 1 in the whole catalogue, ties sharing their mean; infinite
               for relevant items outside it, whose score is the lowest float32;

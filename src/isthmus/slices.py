@@ -15,7 +15,8 @@ from isthmus.metrics import Table
 from isthmus.metrics._table import Ints
 
 ALL = "all"
-STATES = ("new", "few", "many")
+STATES = ("new", "few", "many")  # by training events in the domain
+SOURCE_STATES = ("source <5", "source 5-19", "source 20+")  # by training events in the other domains
 
 
 class Scored(Protocol):
@@ -94,14 +95,21 @@ class Slice:
 def cut(scores: Scored, *, states: bool) -> tuple[list[Slice], int]:
     """The scores by domain (in order of appearance) and, where known and wanted, by user state; and the number of users."""
     user = dense(scores.frame["user"])
+    names = _states(scores.frame) if states and "state" in scores.frame.columns else ()
     slices: list[Slice] = []
     for name, rows in by_domain(scores.frame):
         frame = scores.frame[rows]
         table, users = _table(scores, name, frame, user[rows])
         slices.append(Slice(name, ALL, table, users))
-        if states and "state" in frame.columns:
-            slices += [_of_state(slices[-1], state, (frame["state"] == state).fill_null(False).to_numpy()) for state in STATES]
+        if names:
+            whole = slices[-1]
+            slices += [_of_state(whole, state, (frame["state"] == state).fill_null(False).to_numpy()) for state in names]
     return slices, int(user.max()) + 1
+
+
+def _states(frame: pl.DataFrame) -> tuple[str, ...]:
+    """The states that the scores tell apart: those by other domains where any row has one."""
+    return SOURCE_STATES if frame["state"].is_in(SOURCE_STATES).any() else STATES
 
 
 def by_domain(frame: pl.DataFrame) -> Iterator[tuple[str, slice | Ints]]:

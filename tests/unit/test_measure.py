@@ -45,6 +45,18 @@ def test_one_line_per_metric_domain_and_state() -> None:
             assert found["low"] < found["value"] < found["high"]  # type: ignore[operator]
 
 
+def test_states_by_events_in_other_domains_take_the_place_of_the_usual_ones() -> None:
+    names = ("source <5", "source 5-19", "source 20+")
+    data = rows().with_columns(state=pl.Series(names).gather(rows()["user"] % 2))  # the third has no user
+    frame = measure(Scores(data, "rows"), ("auc",), resamples=0)
+    assert set(frame["state"]) == {"all", *names}
+    for state in names[:2]:
+        mine = data.filter((pl.col("domain") == "a") & (pl.col("state") == state))
+        assert one(frame, "a", state)["value"] == pytest.approx(roc_auc_score(mine["label"], mine["score"]))
+    assert one(frame, "a", names[2])["value"] is None
+    assert set(measure(Scores(rows().drop("state"), "rows"), ("auc",), resamples=0)["state"]) == {"all"}
+
+
 def test_all_is_the_unweighted_mean_over_domains() -> None:
     data = rows().filter((pl.col("domain") == "a") | (pl.col("user") < 10))
     frame = measure(Scores(data, "rows"), ("auc",), resamples=0)

@@ -230,6 +230,24 @@ class TestFullRanking:
         states = {(r["user"], r["domain"]): r["state"] for r in found.iter_rows(named=True)}
         assert states == {("p", "x"): "many", ("q", "x"): "few", ("new", "x"): "new", ("p", "y"): "few", ("q", "y"): "new"}
 
+    def test_users_held_out_of_a_domain_are_told_apart_by_their_events_in_the_others(self, tmp_path: Path) -> None:
+        counts = {"a": (4, 0), "b": (3, 2), "c": (19, 0), "d": (0, 20), "e": (6, 0)}  # training events in x and in z
+        rows = [(u, f"i{n}", d) for u, both in counts.items() for d, size in zip("xz", both, strict=True) for n in range(size)]
+        trained = len(rows) + 7
+        rows += [("e", f"i{n}", "y") for n in range(7)] + [(u, "i0", "y") for u in "abcd"]
+        events, parts = log(rows), ["train"] * trained + ["test"] * 4
+        found = {}
+        for rule in ("cold_users", "given"):
+            data = encode(events, replace(split.given(events, parts), rule=rule), tmp_path / rule)
+            for part in ("test", "train"):
+                states = named(score(Dot(data.schema), data, part, task=RETRIEVAL), data).filter(pl.col("label") == 1)
+                found[rule, part] = {(r["user"], r["domain"]): r["state"] for r in states.iter_rows(named=True)}
+        of_y = {(u, "y"): state for u, state in zip("abcd", ("source <5", "source 5-19", "source 5-19", "source 20+"), strict=True)}
+        assert found["cold_users", "test"] == of_y
+        assert found["cold_users", "train"]["e", "x"] == "source 5-19"  # seven in y
+        assert found["cold_users", "train"]["c", "x"] == "source <5"  # her own nineteen do not count
+        assert set(found["given", "test"].values()) == {"new"}
+
     def test_queries_have_the_same_groups_in_every_scoring(self, tmp_path: Path) -> None:
         data = made(*random_log(3), tmp_path)
         model = Dot(data.schema)
