@@ -421,6 +421,7 @@ def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
         "cross_stitch": {"hidden": [32, 16]},
         "star": {"hidden": [64, 32]},
         "shared_bottom": {**small, "hidden": [64]},
+        **dict.fromkeys(("cmf", "emcdr", "sscdr", "ptupcdr"), {"dim": 16}),
     }
     models = tuple(
         spec if get_model(spec.name).shallow else dataclasses.replace(spec, args=sized.get(spec.name, small))

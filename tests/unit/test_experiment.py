@@ -292,7 +292,8 @@ def test_wrong_recipes_are_refused_before_anything_is_trained(
 
 def test_the_default_line_up_has_every_model_of_a_task() -> None:
     names = {s.name for s in default_models(get_task("retrieval"))}
-    assert names >= {"popularity", "item_knn", "ease", "mf", "dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "star"}
+    networks = {"dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "star"}
+    assert names >= {"popularity", "item_knn", "ease", "mf", "cmf", "emcdr", "sscdr", "ptupcdr"} | networks
     across = {s.label: s.control for s in default_models(get_task("retrieval")) if s.args.get("across")}
     assert across["ease across"] == "ease"
 
