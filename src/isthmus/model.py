@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -103,8 +103,8 @@ class Model(nn.Module, ABC):
     def adaptation(self, domains: tuple[int, ...], items: Tensor) -> list[Stage]:
         """How it is trained for new domains, all that serves the others standing still.
 
-        Unless overridden one stage: of every weight that has a part for each domain the new domains' parts, and in the item tables
-        the rows of new items and of categories that they alone have.
+        Unless overridden its own stages, on rows of the new domains: of every weight that has a part for each domain the new
+        domains' parts, and in the item tables the rows of new items and of categories that they alone have.
 
         Args:
             domains: indices of the new domains.
@@ -113,16 +113,18 @@ class Model(nn.Module, ABC):
         Raises:
             ConfigError: a model without any such weight, such as one in closed form.
         """
-        weights, rows, parameters = [], dict[nn.Parameter, Tensor](), dict(self.named_parameters())
-        for name, mask in rows_of(self, domains, items).items():
-            if name in parameters and mask is None:
-                weights.append(parameters[name])
-            elif name in parameters and mask is not None and mask.any():
-                rows[parameters[name]] = mask
-        if not weights and not rows:
+        parameters, stages = dict(self.named_parameters()), list[Stage]()
+        own = {parameters[name]: mask for name, mask in rows_of(self, domains, items).items() if name in parameters}
+        for stage in self.stages():
+            wanted = own if stage.weights is None else own.keys() & set(stage.weights)
+            whole = [p for p in own if p in wanted and own[p] is None]
+            rows = {p: mask for p, mask in own.items() if p in wanted and mask is not None and mask.any()}
+            if stage.solve is None and (whole or rows):
+                stages.append(replace(stage, name=f"adapt: {stage.name}", weights=whole, domains=domains, rows=rows))
+        if not stages:
             came = f"{type(self).__name__} has no weights of a domain's or an item's own"
             raise ConfigError(came, "some to adapt", "fit it again on the data of all domains")
-        return [Stage("adapt", weights=weights, domains=domains, rows=rows)]
+        return stages
 
     def insights(self, dataset: Dataset) -> list[Insight]:
         """What there is to see inside a fitted model, for the report; nothing unless overridden."""

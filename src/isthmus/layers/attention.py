@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
 from isthmus.layers.domain import Offsets, grouped_linear
+from isthmus.layers.growing import Growing, Rows, one_row_each
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (weight @ x) / weight.sum(-1, keepdim=True).clamp_min(1)
 
 
-class Projection(nn.Module):
+class Projection(Growing):
     """x W' without a bias; the domains share one W, or some have a copy of their own.
 
     Args:
@@ -58,6 +59,17 @@ class Projection(nn.Module):
     def back(self, x: Tensor, offsets: Offsets) -> Tensor:
         """x W: (B, n, out), rows ordered by domain -> (B, n, width)."""
         return self._through(x, offsets, self.weight.transpose(1, 2))
+
+    def grow_from(self, old: Projection) -> set[str]:
+        """Copies that the old one does not have start at the shared one."""
+        self.weight[: len(old.weight)] = old.weight
+        self.weight[len(old.weight) :] = old.weight[0]
+        return {"weight"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' own copies."""
+        own = {copy for d in domains if (copy := int(self.copy_of[d]))}
+        return {"weight": one_row_each(len(self.weight), sorted(own))}
 
     def _through(self, x: Tensor, offsets: Offsets, weight: Tensor) -> Tensor:
         if len(weight) == 1:

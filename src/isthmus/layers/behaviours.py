@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.layers.biases import Biases
-from isthmus.layers.table import Table
+from isthmus.layers.growing import Growing, Rows, grow_rows
+from isthmus.layers.table import DomainTable, Table
 from isthmus.schema import PADDING, Schema
 
 
@@ -96,7 +98,7 @@ def _beside(there: Tensor | None, here: Tensor | None) -> Tensor | None:
     return None if there is None or here is None else torch.cat([there, here], 1)
 
 
-class EventKinds(nn.Module):
+class EventKinds(Growing):
     """What is added to an event's item: its domain, its behaviour type, and how much more it was liked than expected.
 
     Args:
@@ -106,7 +108,7 @@ class EventKinds(nn.Module):
 
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__()
-        self.domain = Table(len(schema.domains) + 1, dim)
+        self.domain = DomainTable(len(schema.domains), dim)
         self.behaviour = Table(len(schema.behaviours) + 1, dim) if schema.behaviours else None
         self.residual = nn.Parameter(torch.randn(dim) * 0.1) if schema.label == "rating" else None
 
@@ -118,3 +120,14 @@ class EventKinds(nn.Module):
         if self.residual is not None and events.residual is not None:
             x = torch.addcmul(x, events.residual[:, None], self.residual)
         return x
+
+    def grow_from(self, old: EventKinds) -> set[str]:
+        """New behaviour types start at the mean of the old ones."""
+        if self.behaviour is None or old.behaviour is None:
+            return set()
+        grow_rows("behaviour", self.behaviour.weight[1:], old.behaviour.weight[1:])
+        return {"behaviour.weight"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """Nothing beside the domain's row."""
+        return {}

@@ -18,6 +18,7 @@ from isthmus.batch import Batch
 from isthmus.errors import ConfigError, nearest
 from isthmus.layers.domain import DomainLinear, DomainMLP
 from isthmus.layers.from_data import FromData
+from isthmus.layers.growing import Growing, Rows
 from isthmus.layers.table import Table
 from isthmus.schema import FIRST, Entity, Schema
 
@@ -28,7 +29,7 @@ MAPPINGS = ("linear", "mlp")
 START = 0.1  # standard deviation of the factors; of nearly nothing, a product of two takes long to grow
 
 
-class Factors(Table):
+class Factors(Table, Growing):
     """A row [vector, bias] for each trained code of an entity, in each domain.
 
     Row ``domain * trained + code``; padding, the unknown and codes that training never saw share row 0, which is zero.
@@ -41,7 +42,7 @@ class Factors(Table):
 
     def __init__(self, entity: Entity, domains: int, dim: int) -> None:
         super().__init__(domains * entity.trained, dim + 1, std=START)
-        self.domains, self.trained = domains, entity.trained
+        self.entity, self.domains, self.trained = entity, domains, entity.trained
         with torch.no_grad():
             self.weight[:, -1] = 0.0
 
@@ -49,6 +50,24 @@ class Factors(Table):
         """Codes and domain indices (...) -> (..., dim + 1)."""
         known = (codes >= FIRST) & (codes < self.trained)
         return super().forward(torch.where(known, domain * self.trained + codes, 0))
+
+    def grow_from(self, old: Factors) -> set[str]:
+        """In a new domain an id starts at its mean over the old ones; a new id at 0, as if unknown."""
+        before = old.weight.view(old.domains, old.trained, -1)
+        self.weight.zero_()
+        now = self.weight.view(self.domains, self.trained, -1)
+        now[: old.domains, : old.trained] = before
+        now[old.domains :, FIRST : old.trained] = before[:, FIRST:].mean(0)
+        return {"weight"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' rows; where domains share them, those of new items."""
+        mask = items.new_zeros(self.domains, self.trained)
+        if self.domains > 1:
+            mask[list(domains), FIRST:] = True
+        elif self.entity.name == "item":
+            mask[0] = items[: self.trained]
+        return {"weight": mask.flatten()}
 
 
 def user_side(factor: Tensor, level: Tensor) -> Tensor:
@@ -90,7 +109,7 @@ def choose(batch: Batch, keep: Tensor) -> Chosen:
 Bridge = Callable[[Batch, Chosen], Tensor]  # the chosen rows' users as their domain would have them, (n, dim + 1)
 
 
-class BridgedUsers(FromData):
+class BridgedUsers(FromData, Growing):
     """Users' factors in each domain, and who has training events where.
 
     Buffer ``present``: (user.size, D) bool.
@@ -113,6 +132,17 @@ class BridgedUsers(FromData):
         user, domains = np.arange(dataset.schema.user.size), range(len(dataset.schema.domains))
         events = np.stack([dataset.events_of(user, d) for d in domains], 1)
         self.present = torch.from_numpy(events > 0).to(self.present.device)
+
+    def grow_from(self, old: BridgedUsers) -> set[str]:
+        """Who had training events in the old domains is as it was."""
+        known, domains = old.factors.trained, old.present.shape[1]
+        self.present[:, :domains] = False
+        self.present[:known, :domains] = old.present[:known]
+        return {"present"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """Nothing beside the factors."""
+        return {}
 
     def here(self, batch: Batch) -> Tensor:
         """(B,) bool: has training events in the row's own domain."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from isthmus.layers.attention import CrossAttention, masked_mean, masked_softmax
 from isthmus.layers.behaviours import Events
 from isthmus.layers.biases import Biases
 from isthmus.layers.domain import Offsets
+from isthmus.layers.growing import Stacked
 from isthmus.schema import Schema
 
 ITEM, CARRIED, LOG_KAPPA = 1.0, 0.7, math.log(5.0)  # where the weights of the biases start
@@ -130,7 +132,7 @@ def mass_by_kind(events: Events, weights: Tensor, domains: int, types: int) -> T
     return torch.stack(found).view(2, domains, types)
 
 
-class Start(nn.Module):
+class Start(Stacked):
     """The biases that a prediction starts from, each domain with weights of its own.
 
     With level m_d, item bias b, and sums of residuals S over the user's n events elsewhere and S' over her n' events here::
@@ -149,6 +151,8 @@ class Start(nn.Module):
     Attributes:
         width: of the numbers.
     """
+
+    stacked: ClassVar[tuple[str, ...]] = ("item", "carried", "log_kappa", "own", "log_own_kappa")
 
     def __init__(self, schema: Schema, own_history: bool) -> None:
         super().__init__()

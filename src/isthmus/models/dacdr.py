@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from isthmus.layers.checks import require_share
 from isthmus.layers.dacdr import Start, TwoStep, mass_by_kind
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.mlp import MLP
-from isthmus.layers.table import Table
+from isthmus.layers.table import DomainTable
 from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
 
@@ -104,7 +104,7 @@ class DACDR(Model):
         self.tokens, self.own_history, self.own_dropout = tokens, own_history, own_dropout
         self.users = EntityFields(schema.user, dim, id_dropout=id_dropout)
         self.items = EntityFields(schema.item, dim, id_dropout=id_dropout)
-        self.domain = Table(len(schema.domains) + 1, tokens * dim, std=0.1)
+        self.domain = DomainTable(len(schema.domains), tokens * dim, std=0.1)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.biases = Biases(schema)
         self.start = Start(schema, own_history) if start == "bias" else None
@@ -156,6 +156,11 @@ class DACDR(Model):
             return Output(level + self.head(torch.cat(known, 2)).squeeze(2))
         first, numbers = self.start(batch, events, self.biases)
         return Output(first + self.head(torch.cat([*known, numbers], 2)).squeeze(2))
+
+    @classmethod
+    def grown_args(cls, args: dict[str, Any], new_domains: tuple[str, ...]) -> dict[str, Any]:
+        """New domains have W_Q, W_K, W_V of their own, so that training them (3.5 of the paper) leaves the others' as they are."""
+        return {**args, "own_attention": [*args.get("own_attention", ()), *new_domains]}
 
     def attention(self, batch: Batch) -> tuple[Events, Tensor]:
         """What step 1 looks at, over ids.
