@@ -253,10 +253,10 @@ def table2_world(scale: float = 1.0, seed: int = 0) -> World:
     user and more of a target user than theirs.  Each target asks for a facet of its own of what users like.
 
     Args:
-        scale: of the numbers of users, items and events; 1: 690,000 events.
+        scale: of the numbers of users, items and events; 1: 490,000 events.
         seed: of everything drawn.
     """
-    users, items, events = (4_000, 900, 1_800, 600), (3_000, 400, 60, 900), (500_000, 50_000, 90_000, 50_000)
+    users, items, events = (2_500, 900, 1_800, 600), (3_000, 400, 60, 900), (300_000, 50_000, 90_000, 50_000)
 
     def scaled(sizes: Sequence[int]) -> list[int]:
         return [max(2, round(scale * size)) for size in sizes]
