@@ -8,8 +8,8 @@ X, tokens e_d of the target domain and e_v of the candidate, and CA as in ``isth
     e_hat  = g([e_seq, e_side, e_d])                  domain encoder (eq. 6)
     logit  = h([e_hat, e_seq, e_side, e_v, e_d])      eq. 7; trained by the task's own loss (eq. 8)
 
-Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask: with one key their softmax is 1
-and the behaviours have no say (``queries="sequence"``; here domain and item are several tokens).  ``start="bias"`` adds
+Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask (``queries="sequence"``): with one
+key, one domain token or an item without fields, the softmax is 1 and the behaviours have no say.  ``start="bias"`` adds
 biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to h.  h also
 reads the user's id and fields and their product with the candidate's, and the own domain's history (``own_history``).
 """
