@@ -14,7 +14,8 @@ from isthmus.schema import Schema
 
 
 def small(schema: Schema, **settings: float) -> SSCDR:
-    """Two dimensions and a bias.  Users 2, 3 and 4 live in both domains, user 5 in b alone.  The mapping into a doubles."""
+    """Two dimensions and a bias.  Users 2, 3 and 4 live in both domains, user 5 in b alone.  The mapping into a doubles,
+    and adds four times the bias to the first number."""
     model = SSCDR(schema, dim=2, mapping="linear", **settings)  # type: ignore[arg-type]
     model.biases.level = torch.tensor([3.0, 4.0])
     model.users.present[2:5] = model.users.present[5, 1] = True
@@ -25,6 +26,7 @@ def small(schema: Schema, **settings: float) -> SSCDR:
         model.items.weight[[8, 9, 10]] = torch.tensor([[0.5, 0.0, 9.0], [0.0, 0.75, 9.0], [0.5, 0.5, 9.0]])
         weight, bias = model.mapping.parameters()
         weight.copy_(2 * torch.eye(3).expand(2, -1, -1))
+        weight[0, 0, 2] = 4.0
         bias.zero_()
     return model
 
@@ -48,11 +50,11 @@ def test_scores_by_hand(schema: Schema) -> None:
 @pytest.mark.parametrize(
     ("share", "history", "place"),
     [
-        (0.0, [2, 3], (2.0, 2.0)),  # her own, (1, 1), mapped
-        (1.0, [2, 3], (0.5, 0.75)),  # the mean of (1, 0) and (0, 1.5)
-        (0.5, [2, 3], (1.25, 1.375)),
-        (0.5, [0, 2], (1.5, 1.0)),  # padding is no neighbour
-        (0.5, [0, 0], (2.0, 2.0)),
+        (0.0, [2, 3], (3.0, 2.0)),  # her own, (1, 1) with bias 0.25, mapped
+        (1.0, [2, 3], (0.5, 0.75)),  # the mean of (1, 0) and (0, 1.5): the items' biases stay out
+        (0.5, [2, 3], (1.75, 1.375)),
+        (0.5, [0, 2], (2.0, 1.0)),  # padding is no neighbour
+        (0.5, [0, 0], (3.0, 2.0)),
     ],
 )
 def test_a_new_user_lies_between_her_own_place_and_her_neighbours(

@@ -91,7 +91,7 @@ class PTUPCDR(Retriever):
             v = self.items(item, domain)
         offsets = [bound * item.shape[1] for bound in rows.offsets]
         score = self.attend(self.attention(v.flatten(0, 1), offsets), offsets).view(item.shape)
-        weight = score.masked_fill(item == 0, losses.MASKED).softmax(1) * (item > 0)
+        weight = score.masked_fill(item == 0, losses.MASKED).softmax(1)  # of padding alone: v is 0
         return (weight[..., None] * v).sum(1)
 
     def _task_oriented(self, model: Model, batch: Batch) -> dict[str, Tensor]:
