@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from isthmus.data.events import Events
     from isthmus.data.split import Split
     from isthmus.data.synthetic import World
-    from isthmus.experiment import Comparison, Recipe
+    from isthmus.experiment import Comparison, Recipe, Whole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -242,6 +242,7 @@ def compare(
     context: Context = None,
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these models; may be given several times.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network.")] = None,
+    cell: Annotated[list[str] | None, typer.Option("--cell", help="Only these cells; may be given several times.")] = None,
 ) -> None:
     """Compare models by domain, with the transfer ledger; finished parts are not run again.
 
@@ -251,8 +252,6 @@ def compare(
 
       [bold]isthmus compare events.parquet --user uid --item iid --domain market --time ts[/]
     """
-    import dataclasses
-
     from isthmus.config import read_recipe
 
     events, split = None, None
@@ -261,10 +260,7 @@ def compare(
     else:
         events, split = _load(source, user, item, domain, time, label, context)
         recipe = _own_recipe(source, events)
-    if seeds is not None:
-        recipe = dataclasses.replace(recipe, seeds=tuple(range(seeds)))
-    if model:
-        recipe = recipe.only(model)
+    recipe = _narrowed(recipe, seeds, model, cell)
     _run(recipe, out or Path("runs") / recipe.name, _console(), events=events, split=split)
 
 
@@ -274,6 +270,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: runs/<name>.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network; default: the recipe's.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these lines; may be given several times.")] = None,
+    cell: Annotated[list[str] | None, typer.Option("--cell", help="Only these cells; may be given several times.")] = None,
 ) -> None:
     """Run a paper's experiment and hold its printed numbers beside ours, domain by domain.
 
@@ -283,8 +280,6 @@ def reproduce(
 
       [bold]isthmus reproduce adi_table3 -o runs/adi_table3 --seeds 3[/]
     """
-    import dataclasses
-
     from isthmus.config import published, read_published, recipe_folder
 
     if recipe is None:
@@ -292,10 +287,7 @@ def reproduce(
             typer.echo(f"{name:<16} {title}")
         typer.echo(f"recipes in {recipe_folder()}; run one with: isthmus reproduce <name>")
         return
-    chosen = read_published(recipe)
-    if seeds is not None:
-        chosen = dataclasses.replace(chosen, seeds=tuple(range(seeds)))
-    chosen = chosen.only(model) if model else chosen
+    chosen = _narrowed(read_published(recipe), seeds, model, cell)
     _run(chosen, out or Path("runs") / chosen.name, _console())
 
 
@@ -385,7 +377,19 @@ def _load(
     return loaded.events, loaded.split
 
 
-def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None) -> Comparison:
+def _narrowed(recipe: Recipe, seeds: int | None, models: list[str] | None, cells: list[str] | None) -> Recipe:
+    """What the options leave of a recipe."""
+    import dataclasses
+
+    if seeds is not None:
+        recipe = dataclasses.replace(recipe, seeds=tuple(range(seeds)))
+    recipe = recipe.only(models) if models else recipe
+    return recipe.in_cells(cells) if cells else recipe
+
+
+def _run(
+    recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None
+) -> Comparison | Whole:
     """Compare, print, write the page."""
     from isthmus.experiment import check_writable
     from isthmus.experiment import compare as run
@@ -421,7 +425,7 @@ def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
         "cross_stitch": {"hidden": [32, 16]},
         "star": {"hidden": [64, 32]},
         "shared_bottom": {**small, "hidden": [64]},
-        **dict.fromkeys(("cmf", "emcdr", "sscdr", "ptupcdr"), {"dim": 16}),
+        **{name: {"dim": 16} for name in ("cmf", "emcdr", "sscdr", "ptupcdr")},
     }
     models = tuple(
         spec if get_model(spec.name).shallow else dataclasses.replace(spec, args=sized.get(spec.name, small))
@@ -439,12 +443,12 @@ def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
     )
 
 
-def _best_reachable(world: World, comparison: Comparison, console: Console) -> None:
+def _best_reachable(world: World, comparison: Comparison | Whole, console: Console) -> None:
     """The world's true probabilities are known, and so is the best AUC that any model could have on the test rows."""
     from isthmus.data.split import TEST, global_time
 
     test = global_time(world.events, **comparison.recipe.split_args).part == TEST
-    best = {name: world.best_auc(test & (world.events.domain == d)) for d, name in enumerate(comparison.schema.domain_names)}
+    best = {name: world.best_auc(test & (world.events.domain == d)) for d, name in enumerate(world.events.schema.domain_names)}
     text = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
     console.print(f"[dim]the best AUC that the world's true probabilities allow: {text}[/]", highlight=False)
 

@@ -11,17 +11,21 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from isthmus.cell import Cell
 from isthmus.errors import ConfigError, nearest
-from isthmus.recipe import SINGLE, ModelSpec, Paper, Recipe
+from isthmus.line import SINGLE, ModelSpec
+from isthmus.paper import Paper
+from isthmus.recipe import Recipe
 
-TOP = ("name", "title", "task", "seeds", "metrics", "refit", "resamples", "data", "split", "fit", "models", "paper")
 PAPER = ("title", "metric", "values", "note")
+CELL = ("name", "data", "split", "paper")
 TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "title": (str,),
     "task": (str,),
     "seeds": (list,),
     "metrics": (list,),
+    "ledger_metrics": (list,),
     "refit": (bool,),
     "resamples": (int,),
     "data": (dict,),
@@ -29,7 +33,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     "fit": (dict,),
     "models": (list,),
     "paper": (dict,),
+    "cells": (list,),
 }
+TOP = tuple(TYPES)
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -121,8 +127,7 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe", folder: Path = P
         raise ConfigError(f"{where}: [data] names no source", 'source = "table" (your own files), or a public set', "add it")
     split = dict(raw.get("split", {}))
     optional = {key: raw[key] for key in ("title", "task", "refit", "resamples", "fit") if key in raw}
-    if "metrics" in raw:
-        optional["metrics"] = tuple(raw["metrics"])
+    optional |= {key: _names(raw[key], f"{where}: {key}") for key in ("metrics", "ledger_metrics") if key in raw}
     if "seeds" in raw:
         if not all(isinstance(s, int) and s >= 0 for s in raw["seeds"]):
             raise ConfigError(f"{where}: seeds = {raw['seeds']!r}", "whole numbers from 0", "seeds = [0, 1, 2]")
@@ -130,11 +135,12 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe", folder: Path = P
     return Recipe(
         name=raw.get("name", name),
         source=data.pop("source"),
-        source_args={key: _path(value, folder, where) if key in ("path", "users", "items") else value for key, value in data.items()},
+        source_args=_paths(data, folder, where),
         split=split.pop("rule", None),
         split_args=split,
         models=tuple(_model(m, f"{where}: models[{i}]") for i, m in enumerate(raw.get("models", []))),
         paper=_paper(raw["paper"], f"{where}: [paper]") if "paper" in raw else None,
+        cells=tuple(_cell(c, folder, f"{where}: cells[{i}]") for i, c in enumerate(raw.get("cells", []))),
         **optional,
     )
 
@@ -151,26 +157,60 @@ def _paper(raw: dict[str, Any], where: str) -> Paper:
     return Paper(raw["title"], raw["metric"], values, str(raw.get("note", "")))
 
 
+def _cell(raw: Any, folder: Path, where: str) -> Cell:
+    """One [[cells]] table; whether source and rule take its keys is seen when they are called, before anything is trained."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise ConfigError(f"{where}: {raw!r}", 'a table with name = "..."', "name the cell")
+    _known(raw, CELL, where)
+    data, split, paper = ({**_table(raw, key, where)} for key in ("data", "split", "paper"))
+    source, rule = (found.pop(key, None) for found, key in ((data, "source"), (split, "rule")))
+    for key, value in (("data.source", source), ("split.rule", rule)):
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{where}: {key} = {value!r}", "a text", f'{key} = "..."')
+    for metric, values in paper.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: paper.{metric} = {values!r}", "a table of lines for each metric", f"paper.{metric}.<label> = ...")
+    return Cell(raw["name"], source, _paths(data, folder, where), rule, split, paper)
+
+
+def _table(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = raw.get(key, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} = {value!r}", "a table", f"write {key}.<name> = ...")
+    return value
+
+
+def _names(raw: list[Any], where: str) -> tuple[str, ...]:
+    """A list of texts."""
+    if not all(isinstance(name, str) for name in raw):
+        raise ConfigError(f"{where} = {raw!r}", "a list of texts", '["..."]')
+    return tuple(raw)
+
+
 def _model(raw: Any, where: str) -> ModelSpec:
     """One [[models]] table: its own keys, and the rest are hyper-parameters (checked against the model later)."""
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
         raise ConfigError(f"{where}: {raw!r}", 'a table with name = "<model>"', "`isthmus models` lists the names")
     raw = dict(raw)
-    for key in ("fit", "grid"):
-        if not isinstance(raw.get(key, {}), dict):
-            raise ConfigError(f"{where}: {key} = {raw[key]!r}", "a table", f"write {key}.<setting> = ...")
-    grid = raw.pop("grid", {})
+    fit, grid = (_table(raw, key, where) for key in ("fit", "grid"))
     if isinstance(training := grid.get("fit"), dict):
         grid = {key: values for key, values in grid.items() if key != "fit"} | {f"fit.{key}": v for key, v in training.items()}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: grid.{key} = {values!r}", "a list of values to choose from", f"grid.{key} = [..., ...]")
-    spec = {"name": raw.pop("name"), "label": raw.pop("label", ""), "fit": raw.pop("fit", {}), "grid": grid}
-    control = raw.pop("control", SINGLE)
-    per_target = raw.pop("per_target", False)
+    control, per_target, against = raw.pop("control", SINGLE), raw.pop("per_target", False), raw.pop("against", [])
     if not isinstance(per_target, bool):
         raise ConfigError(f"{where}: per_target = {per_target!r}", "true or false", "per_target = true")
-    return ModelSpec(**spec, control=None if control == "none" else control, per_target=per_target, args=raw)
+    if not isinstance(against, list):
+        raise ConfigError(f"{where}: against = {against!r}", "a list of lines", 'against = ["<label>"]')
+    args = {key: value for key, value in raw.items() if key not in ("name", "label", "fit", "grid")}
+    control = None if control == "none" else control
+    return ModelSpec(raw["name"], raw.get("label", ""), args, grid, fit, control, per_target, _names(against, f"{where}: against"))
+
+
+def _paths(data: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """The arguments of a source, paths filled in."""
+    return {key: _path(value, folder, where) if key in ("path", "users", "items") else value for key, value in data.items()}
 
 
 def _path(value: Any, folder: Path, where: str) -> Any:

@@ -12,6 +12,9 @@ A comparison folder::
         part.json         written last: the part is finished, under which fingerprint, and what was chosen on validation
     measures.parquet, ledger.parquet, paper.parquet (of a recipe that reproduces a paper), report.html
 
+The folder of a recipe with cells has all this for each cell in ``cells/<name>/``, and beside it comparison.json, the parquet files
+and report.html of the whole.
+
 A scope is ``joint`` (one training for all domains), ``per-target`` (one joint training for each domain as the target) or
 ``single-domain`` (one training for each domain alone: the control).
 """
@@ -25,22 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from isthmus import storage
+from isthmus.comparison import Comparison, Whole, cell_folder, judge_part, measured, recall
 from isthmus.data import sources
 from isthmus.data import split as splits
 from isthmus.data.events import Events
+from isthmus.data.sources import Loaded
 from isthmus.data.split import Split
 from isthmus.errors import ConfigError, StorageError, nearest
-from isthmus.insight import Insight
-from isthmus.judged import Asked, Judged, judged_file
-from isthmus.ledger import Entry, Ledger, ledger
-from isthmus.models import get_model
-from isthmus.parts import Data, Part, Say, part_folder, parts
-from isthmus.published import against_paper
-from isthmus.recipe import SINGLE, ModelSpec, Paper, Recipe, check, default_models
-from isthmus.schema import Schema
+from isthmus.line import ModelSpec
+from isthmus.paper import Paper
+from isthmus.parts import Data, Part, Say, digest, parts
+from isthmus.recipe import Recipe, check, default_models
 from isthmus.task import Task, default_task, get_task
 
 __all__ = [
@@ -48,6 +47,7 @@ __all__ = [
     "ModelSpec",
     "Paper",
     "Recipe",
+    "Whole",
     "check_writable",
     "compare",
     "default_models",
@@ -56,121 +56,121 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What ``compare`` returns.
-
-    Attributes:
-        recipe: what was asked for.
-        folder: where everything is kept.
-        task: the task.
-        measures: metric x domain x user state x model x seed, with intervals (see ``isthmus.measure``);
-            columns ``model``, ``scope`` and ``seed`` in front.
-        ledger: the verdicts.
-        facts: what to print above the tables (split, sizes, lists).
-        parts: (label, scope) -> seed -> folder.
-        paper: our numbers beside the paper's, see ``isthmus.published``; None where the recipe reproduces none.
-    """
-
-    recipe: Recipe
-    folder: Path
-    task: Task
-    schema: Schema
-    measures: pl.DataFrame
-    ledger: Ledger
-    facts: dict[str, Any]
-    parts: dict[tuple[str, str], dict[int, Path]]
-    paper: pl.DataFrame | None = None
-
-    def insights(self) -> dict[str, list[Insight]]:
-        """Looks inside the fitted models, by line; lines that have nothing to show are not in it."""
-        found = {label: _insights(folders) for (label, scope), folders in self.parts.items() if scope != SINGLE}
-        return {label: seen for label, seen in found.items() if seen}
-
-
-def compare(recipe: Recipe, out: str | Path, *, events: Events | None = None, split: Split | None = None, say: Say = print) -> Comparison:
+def compare(
+    recipe: Recipe, out: str | Path, *, events: Events | None = None, split: Split | None = None, say: Say = print
+) -> Comparison | Whole:
     """Runs what is not yet done, measures, and draws the ledger.
 
     Several processes may work on one folder: each takes the parts that no other one is at.
 
     Args:
-        recipe: what to run.
+        recipe: what to run; all its cells are checked before the first one is trained.
         out: the comparison's folder; finished parts found there are not run again.
         events, split: data already in memory, in place of the recipe's source and split.
         say: gets one line per step.
+
+    Returns:
+        ``Whole`` for a recipe with cells, else ``Comparison``.
 
     Raises:
         IsthmusError: any of the tree; nothing half-written is left.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    if events is None:
-        say(f"reading {recipe.source}")
-        loaded = sources.load(recipe.source, **recipe.source_args)
-        events, split = loaded.events, split or loaded.split
-    split = make_split(events, recipe, split)
-    task = get_task(recipe.task) if recipe.task else default_task(events.schema)
-    check(recipe, task, events.schema)
-    data = Data.prepare(events, split, out / "data", recipe.refit, say)
-    jobs = list(parts(recipe, task, data))
-    _run(jobs, out, data, say, lambda folder: _judged(folder, recipe, task))
-    facts = {"source": recipe.source, "split": split.rule, "split_hash": split.hash, "refit": recipe.refit, "seeds": list(recipe.seeds)}
-    made = [{"label": job.spec.label, "scope": job.scope, "seed": job.seed} for job in jobs]
-    kept = {"recipe": dataclasses.asdict(recipe), "task": task.name, "schema": data.select.schema.to_dict(), "facts": facts, "parts": made}
-    storage.write_json(out / "comparison.json", kept)
+    asked = list(_asked(recipe, out, events, split, say))
+    if len(tasks := {a.task.name for a in asked}) > 1:
+        raise ConfigError(f"cells of the tasks {sorted(tasks)}", "one task", 'task = "..."')
+    work = [_Work.prepare(a, say) for a in asked]
+    del asked, events
+    _run(work, say)
+    for one in work:
+        storage.write_json(one.folder / "comparison.json", one.kept)
+    kept = work[0].kept
+    if recipe.cells:
+        kept = {"recipe": dataclasses.asdict(recipe), "cells": {cell.name: one.kept for cell, one in zip(recipe.cells, work, strict=True)}}
+        storage.write_json(out / "comparison.json", kept)
     say("measuring")
-    return recall(out)
+    return measured(out, kept)
 
 
-def _run(jobs: list[Part], out: Path, data: Data, say: Say, judge: Callable[[Path], Any]) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """One comparison to make, checked: the recipe's, or that of one of its cells."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+    task: Task
+    events: Events
+    split: Split
+
+
+def _asked(recipe: Recipe, out: Path, events: Events | None, split: Split | None, say: Say) -> Iterator[_Asked]:
+    """Reads and checks what each comparison needs; a source is read once for all cells that read it alike."""
+    if split is not None and recipe.cells:
+        raise ConfigError("a split in memory, and a recipe with cells", "a rule in the recipe", "leave the split out, or the cells")
+    read: dict[str, Loaded] = {}
+    for cell in recipe.cells or (None,):
+        own, name = (recipe, "") if cell is None else (recipe.of(cell), cell.name)
+        given, brought = events, split
+        if given is None:
+            key = digest([own.source, own.source_args])
+            if key not in read:
+                say(f"reading {own.source}")
+                read[key] = sources.load(own.source, **own.source_args)
+            given, brought = read[key].events, split or read[key].split
+        elif cell is not None and cell.changes_data:
+            raise ConfigError(f"events in memory, and a cell {name!r} with data of its own", "one of both", "leave the events out")
+        task = get_task(own.task) if own.task else default_task(given.schema)
+        made = make_split(given, own, brought)
+        check(own, task, given.schema)
+        yield _Asked(name, own, cell_folder(out, name) if name else out, task, given, made)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One comparison with its encoded data and its parts."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+    task: Task
+    data: Data
+    jobs: tuple[Part, ...]
+    kept: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, a: _Asked, say: Say) -> _Work:
+        data = Data.prepare(a.events, a.split, a.folder / "data", a.recipe.refit, say)
+        jobs = tuple(parts(a.recipe, a.task, data))
+        facts: dict[str, Any] = {"source": a.recipe.source, "split": a.split.rule, "split_hash": a.split.hash}
+        facts |= {"refit": a.recipe.refit, "seeds": list(a.recipe.seeds)}
+        made = [{"label": job.spec.label, "scope": job.scope, "seed": job.seed} for job in jobs]
+        kept = {"recipe": dataclasses.asdict(a.recipe), "task": a.task.name, "schema": data.select.schema.to_dict()}
+        return cls(a.name, a.recipe, a.folder, a.task, data, jobs, kept | {"facts": facts, "parts": made})
+
+
+def _run(work: list[_Work], say: Say) -> None:
     """All parts, each by the process that claims it first; those that others are at are looked at again later."""
-    left, said = list(enumerate(jobs, 1)), False
+    left, said = list(enumerate(((one, job) for one in work for job in one.jobs), 1)), False
+    total = len(left)
     while left:
         busy = []
-        for number, job in left:
-            with storage.claim(job.folder(out)) as mine:
+        for number, (one, job) in left:
+            with storage.claim(job.folder(one.folder)) as mine:
                 if mine:
-                    say(f"[{number}/{len(jobs)}] {job.describe()}" + ("  (done before)" if job.finished(out) else ""))
-                    judge(job.run(out, data))
+                    where = f"{one.name}: " if one.name else ""
+                    done = "  (done before)" if job.finished(one.folder) else ""
+                    say(f"[{number}/{total}] {where}{job.describe()}{done}")
+                    judge_part(job.run(one.folder, one.data), one.recipe, one.task)
                 else:
-                    busy.append((number, job))
+                    busy.append((number, (one, job)))
         if len(busy) == len(left):
             if not said:
                 say(f"waiting for {len(busy)} parts that other processes are at")
             said = True
             time.sleep(1)
         left = busy
-
-
-def recall(out: str | Path) -> Comparison:
-    """Measures a finished comparison's kept scores and draws its ledger; nothing is trained.
-
-    Raises:
-        SourceError: no finished comparison there, or one of its files is damaged.
-    """
-    out = Path(out)
-    kept = storage.read_json(out / "comparison.json")
-    recipe, task, schema = Recipe.from_dict(kept["recipe"]), get_task(kept["task"]), Schema.from_dict(kept["schema"])
-    specs = {spec.label: spec for spec in recipe.models}
-    folders: dict[tuple[str, str], dict[int, Path]] = {}
-    for part in kept["parts"]:
-        folder = part_folder(out, part["label"], part["scope"], part["seed"])
-        folders.setdefault((part["label"], part["scope"]), {})[part["seed"]] = folder
-    metrics = recipe.metrics or task.metrics
-    entries: list[Entry] = []
-    frames: list[pl.DataFrame] = []
-    for (label, scope), by_seed in folders.items():
-        judged = {number: _judged(folder, recipe, task) for number, folder in by_seed.items()}
-        entries.append(_entry(specs[label], scope, judged))
-        frames += _measures(entries[-1], scope, judged)
-    book = ledger(entries, metrics[0], resamples=recipe.resamples)
-    paper = against_paper(recipe.paper, entries, schema, resamples=recipe.resamples) if recipe.paper else None
-    measures = pl.concat(frames)
-    for name, frame in (("measures", measures), ("ledger", book.frame), ("paper", paper)):
-        if frame is not None:
-            with storage.whole_file(out / f"{name}.parquet") as path:
-                frame.write_parquet(path)
-    return Comparison(recipe, out, task, schema, measures, book, kept["facts"], folders, paper)
 
 
 def make_split(events: Events, recipe: Recipe, brought: Split | None = None) -> Split:
@@ -197,41 +197,6 @@ def make_split(events: Events, recipe: Recipe, brought: Split | None = None) -> 
         return rules[recipe.split](events, **recipe.split_args)
     except TypeError as error:
         raise ConfigError(f"split {recipe.split!r}: {error}", "the arguments that the rule takes", "see `isthmus.data.split`") from error
-
-
-def _judged(folder: Path, recipe: Recipe, task: Task) -> tuple[Judged, Judged]:
-    """A finished part's test and validation scores, judged for the tables, the ledger and the paper; the latter without intervals."""
-    metrics = tuple(recipe.metrics or task.metrics)
-    compared = tuple(dict.fromkeys((metrics[0], recipe.paper.metric))) if recipe.paper else metrics[:1]
-    return (
-        judged_file(folder / "test.parquet", Asked(metrics, 1000, compared, recipe.resamples)),
-        judged_file(folder / "valid.parquet", Asked(metrics, 0, metrics[:1], 0)),
-    )
-
-
-def _entry(spec: ModelSpec, scope: str, judged: dict[int, tuple[Judged, Judged]]) -> Entry:
-    """One line of the tables with what became of its scores: the model with all domains, or its single-domain control."""
-    test, valid = ({seed: both[n] for seed, both in judged.items()} for n in (0, 1))
-    if scope == SINGLE:
-        return Entry(spec.entry(scope), None, False, test, valid)
-    control = spec.entry(SINGLE) if spec.control == SINGLE else spec.control
-    return Entry(spec.label, control, get_model(spec.name).shallow, test, valid)
-
-
-def _measures(entry: Entry, scope: str, judged: dict[int, tuple[Judged, Judged]]) -> Iterator[pl.DataFrame]:
-    """Every metric of one line by part and seed; intervals for the test part only."""
-    for number, part in enumerate(("test", "valid")):
-        for seed, both in judged.items():
-            front = {"model": entry.model, "scope": scope, "part": part, "seed": seed}
-            yield both[number].measures.select(*(pl.lit(value).alias(name) for name, value in front.items()), pl.all())
-
-
-def _insights(folders: dict[int, Path]) -> list[Insight]:
-    """Those of the first seed that kept any."""
-    for folder in folders.values():
-        if (path := folder / "insights.json").exists():
-            return [Insight.from_dict(raw) for raw in storage.read_json(path)]
-    return []
 
 
 def check_writable(out: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""``ledger``: did sharing help?  Every model against its control and against the best shallow model, domain by domain."""
+"""``ledger``: did sharing help?  Every model against its control, the best shallow model and others, domain by domain."""
 
 from __future__ import annotations
 
@@ -15,29 +15,9 @@ from isthmus.estimates import ALL, Estimate, mean
 from isthmus.judged import Judged, Rows, judged
 from isthmus.metrics import Metric
 from isthmus.metrics._bootstrap import ENOUGH
-from isthmus.metrics._inference import SAME, holm, seed_variance, student
+from isthmus.metrics._inference import SAME, seed_variance, student
 from isthmus.slices import Scored
-
-COLUMNS = {
-    "model": pl.String,
-    "domain": pl.String,
-    "metric": pl.String,
-    "against": pl.String,
-    "reference": pl.String,
-    "value": pl.Float64,
-    "reference_value": pl.Float64,
-    "difference": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "p": pl.Float64,
-    "p_holm": pl.Float64,
-    "verdict": pl.String,
-    "seeds": pl.Int64,
-    "users": pl.Int64,
-    "note": pl.String,
-}
-LEFT_OUT = dict.fromkeys(("model", "domain", "against", "reference", "reason"), pl.String)
-ONE_SEED = "one seed: no verdict, since the luck of a training is not known"
+from isthmus.verdicts import LEFT_OUT, NUMBERS, ONE_SEED, VALIDATION, Ledger, decided
 
 
 @dataclass(frozen=True)
@@ -50,6 +30,7 @@ class Entry:
         shallow: fitted in closed form: one seed is enough, and the best of these is the bar for all others.
         test: scores by seed, of the part that is reported; or, once judged, what is left of them.
         valid: the same of the part that choices are made on.
+        against: names of further entries to compare with.
     """
 
     model: str
@@ -57,99 +38,59 @@ class Entry:
     shallow: bool
     test: Mapping[int, Scored | Judged]
     valid: Mapping[int, Scored | Judged]
+    against: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """The comparisons and their verdicts.
-
-    Attributes:
-        frame: one row per model, domain and ``against`` ("control" or "shallow"): metric, reference (the entry compared
-            with), value and reference_value (means over seeds), difference (above 0: the model is better, whatever the
-            metric's direction), low and high (its interval, for this comparison alone), p (two-sided), p_holm (corrected
-            for all comparisons of the family), verdict ("helps", "hurts" or "no evidence", by p_holm), seeds, users, note.
-            The domain "all" is the mean over domains.
-        left_out: comparisons that the data do not allow, with the reason.
-        validation: model, domain and value on validation (mean over seeds), null where not defined.
-        metric: what is compared.
-        level: of confidence; 1 - level is the nominal chance of a wrong verdict anywhere in a family (see ``ledger``).
-    """
-
-    frame: pl.DataFrame
-    left_out: pl.DataFrame
-    validation: pl.DataFrame
-    metric: str
-    level: float
-
-    def best(self) -> dict[str, str]:
-        """The best model of each domain, chosen on validation; domains without a validation value are not in it."""
-        up = metric_files.get(self.metric).higher_is_better
-        known = self.validation.filter(pl.col("value").is_not_null() & (pl.col("domain") != ALL))
-        top = known.sort("value", descending=up, maintain_order=True).unique("domain", keep="first", maintain_order=True)
-        chosen = dict(zip(top["domain"], top["model"], strict=True))
-        return {domain: chosen[domain] for domain in self.validation["domain"].unique(maintain_order=True) if domain in chosen}
-
-    def summary(self) -> list[str]:
-        """One sentence per comparison, verdicts first."""
-        rows = sorted(self.frame.iter_rows(named=True), key=lambda r: r["verdict"] == "no evidence")
-        return [self._sentence(r) for r in rows] + [
-            f"{r['model']} could not be compared in {r['domain']!r} against {r['reference'] or r['against']}: {r['reason']}"
-            for r in self.left_out.iter_rows(named=True)
-        ]
-
-    def _sentence(self, r: Mapping[str, Any]) -> str:
-        says = "shows no evidence" if r["verdict"] == "no evidence" else r["verdict"]
-        where = "on the mean over domains" if r["domain"] == ALL else f"in {r['domain']!r}"
-        numbers = f"{r['difference']:+.4f} [{r['low']:.4f}, {r['high']:.4f}] {self.metric}"
-        role = "its control" if r["against"] == "control" else "the best shallow model,"
-        note = f" ({r['note']})" if r["note"] else ""
-        return f"{r['model']} {says} {where} ({numbers} against {role} {r['reference']}){note}"
-
-
-def ledger(entries: Sequence[Entry], metric: str, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Ledger:
-    """Compares every entry with its control and, unless it is shallow, with the best shallow entry.
+def ledger(entries: Sequence[Entry], metric: str | Sequence[str], resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Ledger:
+    """Compares every entry with its control, with the entries it names and, unless it is shallow, with the best shallow entry.
 
     The difference of the means over seeds is taken on the same users.  Its squared standard error is the bootstrap variance
     over users (both sides resampled alike) plus the variance over seeds of the difference, divided by the number of seeds; when
     the two sides have different seeds, each side's own variance over its seeds.  Interval and p-value are Student's, each
     part's quantile weighted by its variance (Cochran and Cox).
 
-    The best shallow entry is chosen on validation, in each domain.  P-values are corrected by Holm within a family: all models
-    and domains of one ``against``; the means over domains ("all") are a family of their own, so a verdict about a domain and
-    one about the mean each hold at ``level``.  A network with a single seed gets an interval over users but no verdict.
+    The best shallow entry is chosen on validation, in each domain and by each metric.  P-values are corrected by Holm within a
+    family: all models, metrics and domains of one ``against``; the means over domains ("all") are a family of their own, so a
+    verdict about a domain and one about the mean each hold at ``level``.  Where one domain alone is tested there is no such
+    mean.  A network with a single seed gets an interval over users but no verdict.
 
     Known limit: with two seeds, and trainings that differ far more than users do, verdicts are wrong more often than
     1 - ``level``.  Use three seeds or more.
 
     Args:
         entries: all judged on the same rows.
-        metric: such as ``auc``.
+        metric: such as ``auc``; of several the first one decides which model is best.
         resamples: of users.
         seed: of the resamples.
         level: of the intervals; 1 - level is the family-wise error rate.
 
     Raises:
-        ConfigError: an unknown metric or control, two entries of one name, an entry without seeds, ``level`` or
+        ConfigError: an unknown metric, control or other entry, no metric, two entries of one name, an entry without seeds, ``level`` or
             ``resamples`` out of range.
         DataError: entries that are not judged on the same rows; see also ``measure``.
     """
-    judge = metric_files.get(metric)
-    _check(entries, resamples, level)
-    test = _judge(entries, "test", judge, resamples, seed)
-    valid = {e: {domain: r.value for domain, r in found.items()} for e, found in _judge(entries, "valid", judge, 0, seed).items()}
+    names = (metric,) if isinstance(metric, str) else tuple(dict.fromkeys(metric))
+    judges = [metric_files.get(name) for name in names]
+    _check(entries, judges, resamples, level)
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
-    for entry, against, domain, reference in _pairs(entries, valid, judge):
-        front = {"model": entry.model, "domain": domain, "against": against, "reference": reference.model if reference else None}
-        found = _compare(entry, reference, domain, test, judge, level) if reference else "no shallow model has a validation value here"
-        if isinstance(found, str):
-            left_out.append({**front, "reason": found})
-        else:
-            rows.append({**front, "metric": judge.name, **found})
-    frame = _verdicts(pl.DataFrame(rows, schema={k: v for k, v in COLUMNS.items() if k not in ("p_holm", "verdict")}), 1 - level)
-    validation = [(model, domain, None if np.isnan(v) else v) for model, values in valid.items() for domain, v in values.items()]
-    kept = pl.DataFrame(validation, schema={"model": pl.String, "domain": pl.String, "value": pl.Float64}, orient="row")
-    return Ledger(frame, pl.DataFrame(left_out, schema=[(name, pl.String) for name in LEFT_OUT]), kept, judge.name, level)
+    validation: list[tuple[str, str, str, float | None]] = []
+    for judge in judges:
+        test = _judge(entries, "test", judge, resamples, seed)
+        valid = {e: {domain: r.value for domain, r in found.items()} for e, found in _judge(entries, "valid", judge, 0, seed).items()}
+        tested = _tested(test[entries[0].model])
+        for entry, against, domain, reference in _pairs(entries, tested, valid, judge):
+            front = {"model": entry.model, "domain": domain, "metric": judge.name, "against": against}
+            front |= {"reference": reference.model if reference else None}
+            found = _compare(entry, reference, domain, test, judge, level) if reference else "no shallow model has a validation value here"
+            if isinstance(found, str):
+                left_out.append({**front, "reason": found})
+            else:
+                rows.append({**front, **found})
+        validation += [(e, d, judge.name, None if np.isnan(v) else v) for e, values in valid.items() for d, v in values.items()]
+    frame = decided(pl.DataFrame(rows, schema=NUMBERS), 1 - level)
+    kept = pl.DataFrame(validation, schema=VALIDATION, orient="row")
+    return Ledger(frame, pl.DataFrame(left_out, schema=LEFT_OUT), kept, tuple(judge.name for judge in judges), level)
 
 
 @dataclass(frozen=True)
@@ -198,20 +139,32 @@ def over_seeds(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(float(np.mean([p.value for p in parts])), replicates, parts[0].dof, parts[0].note)
 
 
+def _tested(results: Mapping[str, _Result]) -> list[str]:
+    """Domains with rows to test, and "all" where they are several: the mean over one is that one again."""
+    domains = [domain for domain in results if domain != ALL]
+    return [*domains, ALL] if len(domains) > 1 else domains
+
+
 def _pairs(
-    entries: Sequence[Entry], valid: Mapping[str, dict[str, float]], judge: Metric
+    entries: Sequence[Entry], domains: Sequence[str], valid: Mapping[str, dict[str, float]], judge: Metric
 ) -> Iterator[tuple[Entry, str, str, Entry | None]]:
     """(entry, against, domain, reference) of every comparison to make; reference None: there is none to choose."""
     by_name = {e.model: e for e in entries}
     shallow = [e for e in entries if e.shallow]
     sign = 1 if judge.higher_is_better else -1
+
+    def value(entry: Entry, domain: str) -> float:
+        return sign * valid[entry.model].get(domain, np.nan)
+
     for entry in entries:
-        for domain in valid[entry.model]:
+        for domain in domains:
             if entry.control is not None:
                 yield entry, "control", domain, by_name[entry.control]
             if shallow and not entry.shallow:
-                known = [e for e in shallow if not np.isnan(valid[e.model][domain])]
-                yield entry, "shallow", domain, max(known, key=lambda e: sign * valid[e.model][domain], default=None)
+                known = [e for e in shallow if not np.isnan(value(e, domain))]
+                yield entry, "shallow", domain, max(known, key=lambda e: value(e, domain), default=None)
+            for name in entry.against:
+                yield entry, "line", domain, by_name[name]
 
 
 def _compare(
@@ -262,21 +215,7 @@ def _undecidable(difference: Estimate) -> str | None:
     return None
 
 
-def _verdicts(frame: pl.DataFrame, alpha: float) -> pl.DataFrame:
-    """Corrects each family and says what follows."""
-    families = [(against, domain == ALL) for against, domain in frame.select("against", "domain").iter_rows()]
-    p, corrected = frame["p"].to_numpy(), np.ones(frame.height)
-    for family in set(families):
-        members = [i for i, own in enumerate(families) if own == family]
-        corrected[members] = holm(p[members])
-    sure = (pl.col("p_holm") < alpha) & ~pl.col("note").fill_null("").str.contains(ONE_SEED, literal=True)
-    verdict = (
-        pl.when(sure & (pl.col("difference") > 0)).then(pl.lit("helps")).when(sure).then(pl.lit("hurts")).otherwise(pl.lit("no evidence"))
-    )
-    return frame.with_columns(p_holm=pl.Series(corrected, dtype=pl.Float64)).with_columns(verdict=verdict).select(list(COLUMNS))
-
-
-def _check(entries: Sequence[Entry], resamples: int, level: float) -> None:
+def _check(entries: Sequence[Entry], judges: Sequence[Metric], resamples: int, level: float) -> None:
     """Refuses entries that cannot be compared."""
     names = [e.model for e in entries]
     for entry in entries:
@@ -284,11 +223,14 @@ def _check(entries: Sequence[Entry], resamples: int, level: float) -> None:
             raise ConfigError(f"two entries are called {entry.model!r}", "unique names", "rename one")
         if entry.control is not None and entry.control not in names:
             raise ConfigError(f"{entry.model!r} has control {entry.control!r}", "the name of an entry", nearest(entry.control, names))
+        for name in entry.against:
+            if name not in names:
+                raise ConfigError(f"{entry.model!r} is compared against {name!r}", "the name of an entry", nearest(name, names))
         if not entry.test or not entry.valid:
             raise ConfigError(f"{entry.model!r} without test or validation scores", "at least one seed of both", "score both parts")
-    if not entries or resamples < 100 or not 0 < level < 1:
-        came = f"{len(entries)} entries, resamples = {resamples}, level = {level}"
-        raise ConfigError(came, "at least one entry, at least 100 resamples, a level between 0 and 1", "correct it")
+    if not entries or not judges or resamples < 100 or not 0 < level < 1:
+        came = f"{len(entries)} entries, {len(judges)} metrics, resamples = {resamples}, level = {level}"
+        raise ConfigError(came, "at least one entry and one metric, at least 100 resamples, a level between 0 and 1", "correct it")
 
 
 def _same(first: tuple[str, Rows], second: tuple[str, Rows], part: str) -> None:

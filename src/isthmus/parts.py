@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from isthmus import storage
@@ -20,8 +21,9 @@ from isthmus.data.events import Events
 from isthmus.data.split import Split
 from isthmus.fit import How, Run, build, fit
 from isthmus.insight import Insight
+from isthmus.line import JOINT, SINGLE, ModelSpec, args_of, fit_of, grid_points
 from isthmus.models import get_model
-from isthmus.recipe import JOINT, PER_TARGET, SINGLE, ModelSpec, Recipe, args_of, fit_of, grid_points
+from isthmus.recipe import Recipe
 from isthmus.score import score
 from isthmus.scores import Scores
 from isthmus.task import Task
@@ -80,13 +82,18 @@ class Group:
         return slug(kind + ("" if self.domain is None else f"-{self.domain}") + ("" if number is None else f"-{number}"))
 
 
-def groups(scope: str, domains: tuple[str, ...]) -> list[Group]:
-    """The trainings of a scope: one for all domains, one for each alone, or one for each as the target."""
+def groups(scope: str, dataset: Dataset) -> list[Group]:
+    """The trainings of a scope: one for all domains, one for each alone, or one for each as the target.
+
+    A domain without rows to test has no training of its own.
+    """
+    if scope == JOINT:
+        return [Group()]
+    tested = np.flatnonzero(np.diff(np.asarray(dataset.part("test").offsets))).tolist()
+    named = [(d, dataset.schema.domain_names[d]) for d in tested]
     if scope == SINGLE:
-        return [Group(name, domains=(d,)) for d, name in enumerate(domains)]
-    if scope == PER_TARGET:
-        return [Group(name, targets=(d,)) for d, name in enumerate(domains)]
-    return [Group()]
+        return [Group(name, domains=(d,)) for d, name in named]
+    return [Group(name, targets=(d,)) for d, name in named]
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class Part:
             shutil.rmtree(folder, ignore_errors=True)
             storage.write_json(asked, self.key)
         valid, test, choices, insights = [], [], [], []
-        for group in groups(self.scope, data.select.schema.domain_names):
+        for group in groups(self.scope, data.select):
             run, choice, on_valid = self._choose(folder, data, group)
             valid.append(on_valid)
             last = data.final if self.refit else data.select

@@ -2,105 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from isthmus import metrics as metric_files
+from isthmus.cell import Cell
 from isthmus.errors import ConfigError, nearest
-from isthmus.how import How
-from isthmus.measure import ALL
+from isthmus.line import FIT, SINGLE, ModelSpec, check_training, fit_of, grid_points
 from isthmus.models import available, get_model, settings
+from isthmus.paper import Paper
 from isthmus.schema import Schema
 from isthmus.task import Task, default_task, get_task
-
-SINGLE = "single-domain"
-JOINT = "joint"
-PER_TARGET = "per-target"
-FIT = "fit."  # before the name of a training setting in a grid
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """One line of a comparison.
-
-    Attributes:
-        name: the model's name.
-        label: how it is called in the tables; unique.
-        args: its hyper-parameters.
-        grid: what to choose on validation, name -> values: hyper-parameters, and settings of ``fit`` as "fit.<name>".
-        fit: settings of ``fit`` that differ from the recipe's.
-        control: ``single-domain`` (the same model, one training per domain), the label of another line or
-            "<label> (single-domain)", or None (nothing is shared, so there is nothing to prove).
-        per_target: one joint training for each domain as the target, all others being its sources: epoch and grid
-            point are chosen on the target's validation rows alone, and the target alone is scored from it.
-    """
-
-    name: str
-    label: str = ""
-    args: dict[str, Any] = field(default_factory=dict)
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-    fit: dict[str, Any] = field(default_factory=dict)
-    control: str | None = SINGLE
-    per_target: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label", self.label or self.name)
-
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """How it is trained: jointly (or once for each target), and, as its own control, for each domain alone."""
-        return (PER_TARGET if self.per_target else JOINT, *((SINGLE,) if self.control == SINGLE else ()))
-
-    def entry(self, scope: str) -> str:
-        """The name of one scope in the tables."""
-        return f"{self.label} ({SINGLE})" if scope == SINGLE else self.label
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A published table, to be held beside ours.
-
-    Attributes:
-        title: which table of which paper.
-        metric: ours that means the same, such as ``recall@10``.
-        values: entry of our tables -> domain -> the paper's value.  The domain ``all`` is the printed average; without
-            it, the mean of the others.
-        note: what differs from the paper, in words.
-    """
-
-    title: str
-    metric: str
-    values: Mapping[str, Mapping[str, float]]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        metric_files.get(self.metric)
-        for label, values in self.values.items():
-            for domain, value in values.items():
-                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                    raise ConfigError(f"paper: {label!r} in {domain!r} = {value!r}", "a number", "correct it, or leave the domain out")
-
-    def average(self, label: str, domains: tuple[str, ...]) -> float | None:
-        """The printed average, else the mean over all domains; None where neither is known."""
-        values = self.values[label]
-        if ALL in values:
-            return float(values[ALL])
-        return sum(values[d] for d in domains) / len(domains) if all(d in values for d in domains) else None
-
-    def check(self, schema: Schema) -> None:
-        """Refuses domains that the data do not have.
-
-        Raises:
-            ConfigError: names the nearest domain.
-        """
-        known = (*schema.domain_names, ALL)
-        for label, values in self.values.items():
-            for domain in values:
-                if domain not in known:
-                    raise ConfigError(f"paper: {label!r} has a value in {domain!r}", f"one of {known}", nearest(domain, known))
 
 
 @dataclass(frozen=True)
@@ -119,9 +31,11 @@ class Recipe:
         seeds: one training of every network for each.
         fit: settings of ``fit`` for all models.
         metrics: what is printed, the first one decides; None: the task's.
+        ledger_metrics: those that get verdicts, all in one family; None: the first of ``metrics``.
         refit: after choosing on validation, train once more on train + validation.
         resamples: bootstrap resamples of users.
         paper: the published table that it reproduces, or None.
+        cells: the same lines on several data sets or splits; none: on one.
     """
 
     name: str
@@ -135,9 +49,11 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2)
     fit: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
+    ledger_metrics: tuple[str, ...] | None = None
     refit: bool = False
     resamples: int = 2000
     paper: Paper | None = None
+    cells: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
         labels = [m.label for m in self.models]
@@ -150,10 +66,16 @@ class Recipe:
                 raise ConfigError(
                     f"{spec.label!r} has control {spec.control!r}", f"'{SINGLE}' or another label", nearest(str(spec.control), others)
                 )
+            _check_against(spec, self.entries)
         if not self.models:
             raise ConfigError("a recipe without models", "at least one [[models]]", "add one; `isthmus models` lists them")
         if not self.seeds:
             raise ConfigError("a recipe without seeds", "at least one", "seeds = [0]")
+        if self.ledger_metrics is not None and not self.ledger_metrics:
+            raise ConfigError("ledger_metrics = []", "at least one metric", "name one, or leave ledger_metrics out")
+        metrics = self.metrics or (get_task(self.task).metrics if self.task else None)
+        if metrics is not None:
+            self.check_metrics(metrics)
         self._check_paper()
 
     @property
@@ -161,18 +83,61 @@ class Recipe:
         """Names of all lines of the tables, single-domain controls included."""
         return tuple(spec.entry(scope) for spec in self.models for scope in spec.scopes)
 
+    def judges(self, task: Task) -> tuple[str, ...]:
+        """The metrics that get verdicts, the one that decides in front."""
+        return self.ledger_metrics or (self.metrics or task.metrics)[:1]
+
+    def check_metrics(self, metrics: tuple[str, ...]) -> None:
+        """Refuses verdicts and printed values in metrics that are not measured.
+
+        Raises:
+            ConfigError: names the nearest metric.
+        """
+        for name in self.ledger_metrics or ():
+            if name not in metrics:
+                raise ConfigError(f"ledger_metrics: {name!r}", f"of the recipe's {metrics}", nearest(name, metrics))
+        for paper in (self.paper, *(cell.printed(self.paper) for cell in self.cells)):
+            if paper is not None:
+                paper.check_metrics(metrics)
+
     def _check_paper(self) -> None:
-        if self.paper is None:
-            return
-        for label in self.paper.values:
-            if label not in self.entries:
-                raise ConfigError(f"paper: values for {label!r}", "a label of the recipe", nearest(label, self.entries))
-        metrics = self.metrics or (get_task(self.task).metrics if self.task else None)
-        if metrics is not None and self.paper.metric not in metrics:
-            raise ConfigError(f"paper: metric {self.paper.metric!r}", f"one of the recipe's {metrics}", nearest(self.paper.metric, metrics))
+        names = [cell.name for cell in self.cells]
+        for cell in self.cells:
+            if names.count(cell.name) > 1:
+                raise ConfigError(f"cells called {cell.name!r} more than once", "unique names", "rename one")
+            if cell.paper and self.paper is None:
+                raise ConfigError(f"the paper's values in cell {cell.name!r}, and no [paper]", "[paper] with its title", "add it")
+        if self.cells and self.paper is not None and self.paper.labels:
+            raise ConfigError("[paper.values] in a recipe with cells", "the paper's values in each cell", "[cells.paper.<metric>]")
+        for paper in (self.paper, *(cell.printed(self.paper) for cell in self.cells)):
+            for label in paper.labels if paper else ():
+                if label not in self.entries:
+                    raise ConfigError(f"paper: values for {label!r}", "a label of the recipe", nearest(label, self.entries))
+
+    def of(self, cell: Cell) -> Recipe:
+        """The recipe of one cell, an ordinary one."""
+        source, source_args = cell.data(self.source, self.source_args)
+        split, split_args = cell.splits(self.split, self.split_args)
+        own = {"source": source, "source_args": source_args, "split": split, "split_args": split_args}
+        title = f"{self.title or self.name}: {cell.name}"
+        return replace(self, title=title, paper=cell.printed(self.paper), cells=(), **own)
+
+    def in_cells(self, names: Sequence[str]) -> Recipe:
+        """The recipe with these cells alone.
+
+        Raises:
+            ConfigError: no such cell; names the nearest one.
+        """
+        known = [cell.name for cell in self.cells]
+        for name in names:
+            if not known:
+                raise ConfigError(f"--cell {name!r}, and a recipe without cells", "a recipe with [[cells]]", "leave --cell out")
+            if name not in known:
+                raise ConfigError(f"--cell {name!r}", f"one of {known}", nearest(name, known))
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.name in names))
 
     def only(self, labels: list[str]) -> Recipe:
-        """The recipe with these lines alone, the controls that they name, and the paper's values of what is left.
+        """The recipe with these lines alone, the controls and other lines that they name, and the paper's values of what is left.
 
         Raises:
             ConfigError: no such line; names the nearest one.
@@ -185,20 +150,22 @@ class Recipe:
         needed, more = set[str](), set(labels)
         while more:  # a control may have a control of its own
             needed |= more
-            more = {home[control] for label in more if (control := str(known[label].control)) in home} - needed
+            more = {home[name] for label in more for name in (known[label].control, *known[label].against) if name in home} - needed
         models = tuple(m for m in self.models if m.label in needed)
-        paper = self.paper
-        if paper is not None:
-            left = {spec.entry(scope) for spec in models for scope in spec.scopes}
-            paper = replace(paper, values={label: v for label, v in paper.values.items() if label in left})
-        return replace(self, models=models, paper=paper)
+        left = {spec.entry(scope) for spec in models for scope in spec.scopes}
+        cells = tuple(
+            replace(cell, paper={m: {label: v for label, v in values.items() if label in left} for m, values in cell.paper.items()})
+            for cell in self.cells
+        )
+        return replace(self, models=models, paper=self.paper and self.paper.only(left), cells=cells)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Recipe:
         """The inverse of ``dataclasses.asdict``, after a trip through JSON."""
         raw = {**raw, "models": tuple(ModelSpec(**m) for m in raw["models"]), "seeds": tuple(raw["seeds"])}
-        paper = Paper(**raw["paper"]) if raw.get("paper") else None
-        return cls(**{**raw, "metrics": tuple(raw["metrics"]) if raw["metrics"] else None, "paper": paper})
+        raw |= {key: tuple(raw[key]) if raw.get(key) else None for key in ("metrics", "ledger_metrics")}
+        raw |= {"paper": Paper(**raw["paper"]) if raw.get("paper") else None, "cells": tuple(Cell(**c) for c in raw.get("cells", ()))}
+        return cls(**raw)
 
 
 def default_models(task: Task) -> tuple[ModelSpec, ...]:
@@ -237,33 +204,15 @@ def check(recipe: Recipe, task: Task, schema: Schema) -> None:
             if key not in known:
                 raise ConfigError(f"model {spec.label!r}: unknown setting {key!r}", f"one of {known}", nearest(key, known))
         for point in grid_points(spec.grid):
-            _trains({**recipe.fit, **spec.fit, **fit_of(point)})
+            check_training({**recipe.fit, **spec.fit, **fit_of(point)})
     if recipe.paper is not None:
         recipe.paper.check(schema)
-        if recipe.paper.metric not in (metrics := recipe.metrics or task.metrics):
-            raise ConfigError(f"paper: metric {recipe.paper.metric!r}", f"one of {metrics}", nearest(recipe.paper.metric, metrics))
+    recipe.check_metrics(recipe.metrics or task.metrics)
 
 
-def grid_points(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """All combinations of the grid's values; of an empty grid the empty one."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
-
-
-def args_of(point: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters of a grid point."""
-    return {key: value for key, value in point.items() if not key.startswith(FIT)}
-
-
-def fit_of(point: dict[str, Any]) -> dict[str, Any]:
-    """The settings of ``fit`` of a grid point."""
-    return {key.removeprefix(FIT): value for key, value in point.items() if key.startswith(FIT)}
-
-
-def _trains(settings: dict[str, Any]) -> None:
-    """Refuses settings of ``fit`` that do not exist, or that are not a recipe's to set."""
-    for key in ("seed", "domains", "targets", "stop"):
-        if key in settings:
-            expected = "seeds = [...]; per_target and the controls set the domains, validation where to stop"
-            raise ConfigError(f"fit setting {key!r} in a recipe", expected, "remove it")
-    How.of(settings)
+def _check_against(spec: ModelSpec, entries: tuple[str, ...]) -> None:
+    """Refuses other lines to compare with that do not exist, or that are this one."""
+    others = [e for e in entries if e != spec.label]
+    for name in spec.against:
+        if name not in others or spec.against.count(name) > 1:
+            raise ConfigError(f"{spec.label!r} is compared against {name!r}", "other labels, each once", nearest(name, others))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.config import TOP, parse_recipe, published, read_published, read_recipe, recipe_folder
+from isthmus.config import CELL, TOP, parse_recipe, published, read_published, read_recipe, recipe_folder
 from isthmus.errors import ConfigError
 from isthmus.how import How
 from isthmus.models import settings
@@ -126,13 +126,15 @@ def test_the_recipes_that_come_along_are_right(path: Path) -> None:
 
 def test_the_recipe_in_the_docs_is_right_and_has_every_key() -> None:
     page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
-    raw = tomllib.loads(page.split("```toml")[1].split("```")[0])
-    assert set(raw) == set(TOP)
-    recipe = parse_recipe(raw)
-    for spec in recipe.models:
-        assert set(spec.args) | {key for key in spec.grid if not key.startswith("fit.")} <= set(settings(spec.name)), spec.label
-        How.of({**recipe.fit, **spec.fit})
-    assert {"per_target", "control", "label"} <= {key for model in raw["models"] for key in model}
+    raws = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml")[1:]]
+    assert {key for raw in raws for key in raw} == set(TOP)
+    for recipe in map(parse_recipe, raws):
+        for spec in recipe.models:
+            assert set(spec.args) | {key for key in spec.grid if not key.startswith("fit.")} <= set(settings(spec.name)), spec.label
+            How.of({**recipe.fit, **spec.fit})
+    models, cells = ({key for raw in raws for one in raw.get(kind, []) for key in one} for kind in ("models", "cells"))
+    assert {"per_target", "control", "label", "against"} <= models
+    assert cells == set(CELL)
 
 
 def test_recipes_that_reproduce_a_paper_are_listed_and_found_by_name(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 
 from isthmus.errors import ConfigError, DataError
-from isthmus.ledger import COLUMNS, Entry, ledger
+from isthmus.ledger import Entry, ledger
 from isthmus.metrics._inference import holm, seed_variance, student
 from isthmus.scores import Scores
+from isthmus.verdicts import COLUMNS
 
 USERS, EACH = 150, 6
 

@@ -11,12 +11,11 @@ from typing import Any, Literal
 import polars as pl
 
 from isthmus import storage
+from isthmus.comparison import Comparison
 from isthmus.errors import SourceError
-from isthmus.experiment import Comparison
+from isthmus.line import JOINT, SINGLE, ModelSpec
 from isthmus.measure import ALL
 from isthmus.models import get_model
-from isthmus.parts import groups
-from isthmus.recipe import JOINT, SINGLE, ModelSpec
 from isthmus.report.figures import bare, plain, svg
 
 COLUMNS = 4  # panels beside each other
@@ -119,11 +118,10 @@ def _line(comparison: Comparison, spec: ModelSpec, scope: str, by_seed: dict[int
 
 def _part(comparison: Comparison, scope: str, folder: Path) -> Iterator[tuple[str, str, str, int, float]]:
     """(kind, name, domain, epoch, value) of the runs chosen on validation."""
-    choices = storage.read_json(folder / "part.json")["choices"]
-    for group, choice in zip(groups(scope, comparison.schema.domain_names), choices, strict=True):
+    for choice in storage.read_json(folder / "part.json")["choices"]:
         if "run" not in choice:  # an older version's part: it did not say which run was chosen
             continue
-        own = ALL if scope == JOINT else str(group.domain)
+        own = ALL if scope == JOINT else comparison.schema.domain_names[(choice["targets"] or choice["domains"])[0]]
         for epoch, entry in enumerate(_log(folder / choice["run"]), 1):
             for name, value in entry["losses"].items():
                 yield "loss", name, own, epoch, value

@@ -9,25 +9,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from isthmus.experiment import Comparison
+from isthmus.comparison import Comparison, Whole
+from isthmus.line import SINGLE
 from isthmus.measure import ALL
 from isthmus.published import sentences
-from isthmus.recipe import SINGLE
-from isthmus.report.tables import Cell, Grid, facts, grid
+from isthmus.report.sheets import COLOR, LEGEND, ROLE, bounds, compared_sheet, listing, main_sheet, number, plain_sheet
+from isthmus.report.tables import compared, facts, grid
+from isthmus.report.wide import Sheet, print_sheet
+from isthmus.verdicts import CELL
 
-MARK = {"helps": "[green]▲[/]", "hurts": "[red]▼[/]", "no evidence": "[dim]·[/]", "": " "}
 
-
-def print_report(comparison: Comparison, console: Console, page: Path | None = None) -> None:
-    """Prints the facts, one table per metric (the first with verdicts) and the ledger's sentences."""
+def print_report(comparison: Comparison | Whole, console: Console, page: Path | None = None) -> None:
+    """Prints the facts, one table per metric (those of the ledger with verdicts) and the ledger, each as wide as the console."""
     for label, text in facts(comparison):
         console.print(f"[dim]{label:>10}[/]  {escape(text)}", highlight=False)
+    across, judged = "cell" if isinstance(comparison, Whole) else "domain", comparison.ledger.metrics
     metrics = list(dict.fromkeys(comparison.measures["metric"]))
-    main = comparison.ledger.metric
-    _print_main(grid(comparison, main), console)
+    for metric in judged:
+        console.print()
+        title = f"{metric}, test part: mean over seeds and 95 % interval over users"
+        print_sheet(main_sheet(grid(comparison, metric), across), console, title)
+    console.print(LEGEND)
     for metric in metrics:
-        if metric != main:
-            _print_plain(grid(comparison, metric), console)
+        if metric not in judged:
+            console.print()
+            print_sheet(plain_sheet(grid(comparison, metric), across), console, metric)
     _print_ledger(comparison, console)
     if comparison.paper is not None:
         _print_paper(comparison, comparison.paper, console)
@@ -35,104 +41,75 @@ def print_report(comparison: Comparison, console: Console, page: Path | None = N
         console.print(f"\nreport: {page}", highlight=False, soft_wrap=True)
 
 
-def _print_main(table: Grid, console: Console) -> None:
-    out = Table(
-        title=f"{table.metric}, test part: mean over seeds and 95 % interval over users", title_justify="left", box=None, pad_edge=False
-    )
-    out.add_column("model", no_wrap=True)
-    for domain in table.domains:
-        out.add_column(escape(domain), justify="left", no_wrap=True)
-    for model, cells in table.rows:
-        out.add_row(escape(model), *(_interval(c) for c in cells))
-    console.print()
-    console.print(out)
-    console.print(
-        "[dim]marks: against its single-domain control, then the best shallow model; ▲ helps ▼ hurts · no evidence; ★ best on validation[/]"
-    )
+def _print_ledger(comparison: Comparison | Whole, console: Console) -> None:
+    book = comparison.ledger
+    over = " over all cells and metrics" if isinstance(comparison, Whole) else ""
+    console.print(f"\n[bold]The transfer ledger[/] ({', '.join(book.metrics)}; Holm-corrected at {1 - book.level:.0%}{over})")
+    if isinstance(comparison, Whole):
+        for table in compared(comparison):
+            console.print()
+            print_sheet(compared_sheet(table, "cell"), console, f"{table.metric} {ROLE[table.against]}; above 0 the model is better")
+    else:
+        console.print(ledger_table(comparison))
+    for place, model in book.best().items():
+        console.print(f"best in {escape(place)}: [bold]{escape(model)}[/] (chosen on validation)", highlight=False)
 
 
-def _interval(cell: Cell) -> str:
-    if cell.value is None:
-        return "[dim]-[/]"
-    marks = MARK[cell.against_control] + MARK[cell.against_shallow]
-    half = "" if cell.low is None or cell.high is None else f" [dim]±{(cell.high - cell.low) / 2:.3f}[/]"
-    value = f"{cell.value:.4f}"
-    return f"{marks} {'[bold]' + value + '[/]' if cell.best else value}{half}{' ★' if cell.best else ''}"
-
-
-def _print_plain(table: Grid, console: Console) -> None:
-    out = Table(title=table.metric, title_justify="left", box=None, pad_edge=False)
-    out.add_column("model", no_wrap=True)
-    for domain in table.domains:
-        out.add_column(escape(domain), justify="right")
-    for model, cells in table.rows:
-        out.add_row(escape(model), *("-" if c.value is None else f"{c.value:.4f}" for c in cells))
-    console.print()
-    console.print(out)
-
-
-def _print_ledger(comparison: Comparison, console: Console) -> None:
-    console.print(f"\n[bold]The transfer ledger[/] ({comparison.ledger.metric}; Holm-corrected at {1 - comparison.ledger.level:.0%})")
-    console.print(ledger_table(comparison))
-    for domain, model in comparison.ledger.best().items():
-        console.print(f"best in {escape(domain)}: [bold]{escape(model)}[/] (chosen on validation)", highlight=False)
-
-
-def _print_paper(comparison: Comparison, frame: pl.DataFrame, console: Console) -> None:
+def _print_paper(comparison: Comparison | Whole, frame: pl.DataFrame, console: Console) -> None:
     """Every number of the paper beside ours, and in words where ours is above, below or undecided."""
     paper = comparison.recipe.paper
     assert paper is not None  # there is a frame only where the recipe has one
-    console.print(f"\n[bold]Beside the paper[/]: {escape(paper.title)} ({paper.metric})", highlight=False)
+    metrics = ", ".join(dict.fromkeys(frame["metric"])) or paper.metric
+    console.print(f"\n[bold]Beside the paper[/]: {escape(paper.title)} ({metrics})", highlight=False)
     if paper.note:
         console.print(f"[dim]{escape(paper.note)}[/]", highlight=False)
     if frame.is_empty():  # values of private data stand in the note alone
         return
-    out = Table(box=None, pad_edge=False)
-    out.add_column("model", no_wrap=True)
-    out.add_column("domain", no_wrap=True)
-    for name in ("paper", "ours", "95 % over users", "over seeds", "difference"):
-        out.add_column(name, justify="right", no_wrap=True)
-    out.add_column("ours is", no_wrap=True)
-    before = None
-    for r in frame.iter_rows(named=True):
-        bounds = "-" if r["low"] is None else f"\\[{r['low']:.4f}, {r['high']:.4f}]"
-        numbers = (_number(r["paper"], ".4f"), _number(r["ours"], ".4f"), bounds, _number(r["spread"], ".4f", "±"))
-        domain = "average" if r["domain"] == ALL else escape(r["domain"])
-        name = "" if r["model"] == before else escape(r["model"])
-        out.add_row(name, domain, *numbers, _number(r["difference"], "+.4f"), r["verdict"])
-        before = r["model"]
-    console.print(out)
+    if isinstance(comparison, Whole):
+        for (metric,), rows in frame.group_by("metric", maintain_order=True):
+            console.print()
+            print_sheet(_paper_sheet(rows), console, f"{metric}: ours (the paper's)")
+    else:
+        console.print(_paper_table(frame))
     for sentence in sentences(frame):
         console.print(escape(sentence), highlight=False, soft_wrap=True)
     console.print("[dim]the paper's numbers are taken as exact; above and below hold at 5 % for all of them together (Holm)[/]")
 
 
-def _number(value: float | None, form: str, before: str = "") -> str:
-    return "-" if value is None else before + format(value, form)
+def _paper_sheet(frame: pl.DataFrame) -> Sheet:
+    """Lines x cells: ours, and the paper's in brackets."""
+    cells, models = (tuple(dict.fromkeys(frame[name])) for name in (CELL, "model"))
+    found = {(r["model"], r[CELL]): f"{number(r['ours'], '.4f')} ({r['paper']:.4f})" for r in frame.iter_rows(named=True)}
+    return Sheet("model", "cell", cells, tuple((m, tuple(found.get((m, c), "-") for c in cells)) for m in models))
+
+
+def _paper_table(frame: pl.DataFrame) -> Table:
+    metric = ("metric",) if frame["metric"].n_unique() > 1 else ()
+    out = listing(("model", "domain", *metric), ("paper", "ours", "95 % over users", "over seeds", "difference"), "ours is")
+    before = None
+    for r in frame.iter_rows(named=True):
+        numbers = (number(r["paper"], ".4f"), number(r["ours"], ".4f"), bounds(r["low"], r["high"], ".4f"), number(r["spread"], ".4f", "±"))
+        domain = "average" if r["domain"] == ALL else escape(r["domain"])
+        name = "" if r["model"] == before else escape(r["model"])
+        out.add_row(name, domain, *(r[m] for m in metric), *numbers, number(r["difference"], "+.4f"), r["verdict"])
+        before = r["model"]
+    return out
 
 
 def ledger_table(comparison: Comparison) -> Table:
     """The comparisons of the joint models; the controls' own against shallow models stand in the page and the file."""
-    out = Table(box=None, pad_edge=False)
-    for name, justify in (
-        ("model", "left"),
-        ("domain", "left"),
-        ("against", "left"),
-        ("difference", "right"),
-        ("95 % interval", "right"),
-        ("p (Holm)", "right"),
-        ("verdict", "left"),
-    ):
-        out.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    frame = comparison.ledger.frame.filter((pl.col("domain") != "all") & ~pl.col("model").str.ends_with(f"({SINGLE})"))
-    for r in frame.sort("against", "domain", "model").iter_rows(named=True):
-        color = {"helps": "green", "hurts": "red"}.get(r["verdict"], "dim")
+    metric = ("metric",) if len(comparison.ledger.metrics) > 1 else ()
+    out = listing(("model", "domain", *metric, "against"), ("difference", "95 % interval", "p (Holm)"), "verdict")
+    frame = comparison.ledger.frame.filter((pl.col("domain") != ALL) & ~pl.col("model").str.ends_with(f"({SINGLE})"))
+    for r in frame.sort("against", "domain", "model", maintain_order=True).iter_rows(named=True):
+        color = COLOR.get(r["verdict"], "dim")
         out.add_row(
             escape(r["model"]),
             escape(r["domain"]),
+            *(r[m] for m in metric),
             escape(r["reference"]),
             f"{r['difference']:+.4f}",
-            f"[{r['low']:+.4f}, {r['high']:+.4f}]".replace("[", "\\["),
+            bounds(r["low"], r["high"], "+.4f"),
             f"{r['p_holm']:.3f}",
             f"[{color}]{r['verdict']}[/]",
         )
