@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from isthmus.batch import Batch
+from isthmus.layers.features import Inputs
 from isthmus.models.mmoe import MMoE
 from isthmus.schema import Schema
 
 
-class _Given(nn.Module):
+class _Given(Inputs):
     """Stands at the door of the network with a given x."""
 
-    def __init__(self, x: list[list[float]]) -> None:
-        super().__init__()
+    def __init__(self, schema: Schema, x: list[list[float]]) -> None:
+        super().__init__(schema, 1)
         self.x = torch.tensor(x)[:, None]
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -32,7 +33,7 @@ def rows(counts: tuple[int, int]) -> Batch:
 
 def test_gate_mixture_and_tower_by_hand(schema: Schema) -> None:
     model = MMoE(schema, experts=2, hidden=(1,), tower=())
-    model.inputs = _Given([[1.0, 2.0], [1.0, 2.0]])
+    model.inputs = _Given(schema, [[1.0, 2.0], [1.0, 2.0]])
     with torch.no_grad():
         # experts: f_1(x) = relu(x_1) = 1,  f_2(x) = relu(3 x_2) = 6
         model.network.experts.weights[0] = nn.Parameter(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,9 @@ from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.layers.features import ContextFields, EntityFields, Inputs
 from isthmus.layers.from_data import fill
+from isthmus.layers.networks.dnn import DNNNetwork
 from isthmus.layers.table import Table
-from isthmus.schema import Domain, Entity, Field, Schema
+from isthmus.schema import Domain, Entity, Field, LabelKind, Schema
 
 NAN = float("nan")
 ITEM = Entity(
@@ -258,3 +261,17 @@ def test_fill_reaches_every_entity() -> None:
     fill(inputs, SimpleNamespace(user_table=user, item_table=_table()))  # type: ignore[arg-type]
     assert torch.equal(inputs.user.numeric, torch.from_numpy(ages))
     assert inputs.item.field_rows[2].tolist() == [5 + BRAND[2], 5 + 4 + SHOP[2]]
+
+
+@pytest.mark.parametrize(("label", "levels"), [("rating", [2.0, 5.0]), ("click", [math.log(1.5 / 1.5), math.log(3.5 / 0.5)])])
+def test_a_network_starts_from_the_domains_levels(label: LabelKind, levels: list[float]) -> None:
+    labels = {"rating": [1, 3, 5, 5, 5], "click": [1, 0, 1, 1, 1]}[label]
+    rows = SimpleNamespace(domain=np.array([0, 0, 1, 1, 1], np.int16), offsets=np.array([0, 2, 5]), label=np.array(labels, np.float32))
+    inputs = Inputs(dataclasses.replace(SCHEMA, label=label), 4).eval()
+    inputs.levels.take(SimpleNamespace(part=lambda _: rows))  # type: ignore[arg-type]
+    assert inputs.levels.level.tolist() == pytest.approx(levels)
+    batch = _batch()
+    network = DNNNetwork(2, inputs.width, out=1)
+    plain = network(inputs(batch).flatten(0, 1), batch.item_offsets).view(3, 2)
+    expected = plain + torch.tensor([levels[0], levels[0], levels[1]])[:, None]
+    torch.testing.assert_close(inputs.logit(network, batch), expected)

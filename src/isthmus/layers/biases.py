@@ -1,10 +1,12 @@
-"""``Biases``: what a domain and an item say of a label before anyone's taste: the level, and shrunk item biases.
+"""``Levels`` and ``Biases``: what a domain and an item say of a label before anyone's taste: the level, and shrunk item biases.
 
 With n events of an item in a domain, y their labels, s = ``shrink`` and m the domain's mean label::
 
     ratings   level = m           bias = (sum of y - n m) / (n + s)
     clicks    level = logit(m)    bias = logit((sum of y + s m) / (n + s)) - level
     implicit  level = 0           bias = 0
+
+A domain without events has the level of all of them together.
 
 A network that reads these in training must not see its own answer in them: given the rows' labels, each row's own is
 left out of its item's numbers (leave-one-out), or the network would trust what it cannot have later.
@@ -13,7 +15,7 @@ left out of its item's numbers (leave-one-out), or the network would trust what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,10 +31,59 @@ if TYPE_CHECKING:
     from isthmus.schema import Schema
 
 
-class Biases(Solved, FromData, Growing):
+class Levels(FromData, Growing):
+    """Levels of the domains, from the training part.
+
+    Buffers: ``mean`` (D,) mean label, ``level`` (D,); 0 until taken.
+
+    Args:
+        schema: of an encoded data set.
+    """
+
+    mean: Tensor
+    level: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.kind = schema.label
+        for name in ("mean", "level"):
+            self.register_buffer(name, torch.zeros(len(schema.domains)))
+
+    def take(self, dataset: Dataset) -> None:
+        """Means of the training part's labels."""
+        if self.kind == "implicit":
+            return
+        rows, domains = dataset.part("train"), len(self.level)
+        assert rows.label is not None
+        n = np.diff(np.asarray(rows.offsets))
+        total = np.bincount(np.asarray(rows.domain), np.asarray(rows.label, np.float64), domains)
+        n, total = np.where(n, n, n.sum()), np.where(n, total, total.sum())
+        mean = total / np.maximum(n, 1)
+        if self.kind == "click":  # never exactly 0 or 1
+            mean = (total + 0.5) / (n + 1)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.level.copy_(torch.from_numpy(np.log(mean / (1 - mean)) if self.kind == "click" else mean))
+
+    def grow_from(self, old: Any) -> set[str]:
+        """Old domains keep the levels they have."""
+        known = len(old.level)
+        self.mean[:known], self.level[:known] = old.mean, old.level
+        return {"mean", "level"}
+
+    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
+        """The domains' levels."""
+        return dict.fromkeys(("mean", "level"), one_row_each(len(self.level), domains))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("mean", "level"):  # a network trained before it had levels learnt to do without
+            state_dict.setdefault(prefix + name, torch.zeros(len(self.level)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Biases(Solved, Levels):
     """Levels of the domains and shrunk biases of their items, from the training part.
 
-    Buffers: ``mean`` (D,) mean label, ``level`` (D,); ``keys`` (n,) ``domain * item.size + item`` ascending, ``total`` and
+    Buffers, besides those of ``Levels``: ``keys`` (n,) ``domain * item.size + item`` ascending, ``total`` and
     ``count`` (n + 1,) sum of labels and number of events, the last one 0 for pairs without events.
 
     Args:
@@ -43,39 +94,29 @@ class Biases(Solved, FromData, Growing):
         ConfigError: ``shrink`` not above 0.
     """
 
-    mean: Tensor
-    level: Tensor
     keys: Tensor
     total: Tensor
     count: Tensor
 
     def __init__(self, schema: Schema, shrink: float = 5.0) -> None:
-        super().__init__()
+        super().__init__(schema)
         if shrink <= 0:
             raise ConfigError(f"shrink = {shrink}", "a number above 0", "try 5")
-        self.kind, self.size, self.shrink = schema.label, schema.item.size, shrink
-        for name in ("mean", "level"):
-            self.register_buffer(name, torch.zeros(len(schema.domains)))
+        self.size, self.shrink = schema.item.size, shrink
         self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
         for name in ("total", "count"):
             self.register_buffer(name, torch.zeros(1))
 
     def take(self, dataset: Dataset) -> None:
         """Counts the training part."""
-        rows, domains = dataset.part("train"), len(self.level)
-        if rows.label is None:
+        super().take(dataset)
+        if self.kind == "implicit":
             return
+        rows = dataset.part("train")
+        assert rows.label is not None
         label, domain = np.asarray(rows.label, np.float64), np.asarray(rows.domain, np.int64)
-        n = np.bincount(domain, minlength=domains)
-        if self.kind == "click":  # never exactly 0 or 1
-            mean = (np.bincount(domain, label, domains) + 0.5) / (n + 1)
-            level = np.log(mean / (1 - mean))
-        else:
-            level = mean = np.bincount(domain, label, domains) / np.maximum(n, 1)
         keys, where, count = np.unique(domain * self.size + np.asarray(rows.item), return_inverse=True, return_counts=True)
         found = {
-            "mean": mean,
-            "level": level,
             "keys": keys,
             "total": np.append(np.bincount(where, label), 0.0),
             "count": np.append(count, 0),
@@ -105,8 +146,7 @@ class Biases(Solved, FromData, Growing):
 
     def grow_from(self, old: Biases) -> set[str]:
         """Old domains keep what was counted before; new ones have what was counted now."""
-        known = len(old.level)
-        self.mean[:known], self.level[:known] = old.mean, old.level
+        known, done = len(old.level), super().grow_from(old)
         new = self.keys >= known * self.size
         moved = old.keys // old.size * self.size + old.keys % old.size  # items with events keep their codes
         self.fill(
@@ -114,11 +154,7 @@ class Biases(Solved, FromData, Growing):
             total=torch.cat([old.total[:-1], self.total[:-1][new], old.total[-1:]]),
             count=torch.cat([old.count[:-1], self.count[:-1][new], old.count[-1:]]),
         )
-        return {"mean", "level", "keys", "total", "count"}
-
-    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
-        """The domains' levels."""
-        return dict.fromkeys(("mean", "level"), one_row_each(len(self.level), domains))
+        return done | {"keys", "total", "count"}
 
     def residual(self, item: Tensor, domain: Tensor, label: Tensor) -> Tensor:
         """Ratings (...) less the level and the item's bias: what they say of the user."""

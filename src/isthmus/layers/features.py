@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
+from isthmus.layers.biases import Levels
 from isthmus.layers.checks import require_share
 from isthmus.layers.from_data import FromData
 from isthmus.layers.growing import Growing, Rows
@@ -251,6 +252,7 @@ class Inputs(nn.Module):
         self.domain = DomainTable(len(schema.domains), dim, std=0.1)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.histories = [name for name, read in (("history", history), ("cross_history", cross_history)) if read]
+        self.levels = Levels(schema)
         pooled = self.item.fields * dim
         self.width = (
             (self.user.fields + self.item.fields + 1 + len(schema.context)) * dim  # fields, domain, context
@@ -274,6 +276,11 @@ class Inputs(nn.Module):
             products.append(mean[:, None] * candidate)
         row = torch.cat(rows, 1)[:, None].expand(-1, batch.item.shape[1], -1)
         return torch.cat([row, candidate, *products], 2)
+
+    def logit(self, network: nn.Module, batch: Batch) -> Tensor:
+        """(B, C) outputs of a network (N, width), offsets -> (N, 1) that starts from the domains' levels, not from 0."""
+        x = self(batch).flatten(0, 1)
+        return network(x, batch.item_offsets).view(batch.item.shape) + self.levels.level[batch.domain, None]
 
 
 def _shift(codes: Tensor, start: Tensor | int) -> Tensor:

@@ -63,5 +63,4 @@ class MMoE(Model):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
-        x = self.inputs(batch).flatten(0, 1)
-        return Output(self.network(x, batch.item_offsets).view(batch.item.shape))
+        return Output(self.inputs.logit(self.network, batch))
