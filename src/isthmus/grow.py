@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from isthmus.batch import Batch, Output
 from isthmus.errors import ConfigError
 from isthmus.layers.from_data import FromData, fill
 from isthmus.layers.growing import Growing
 from isthmus.model import Model, device_of
-from isthmus.schema import Entity, Schema
+from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
@@ -81,3 +83,31 @@ def _check(old: Schema, new: Schema) -> None:
 
 def _extends(old: Entity, new: Entity) -> bool:
     return [(f.name, f.kind) for f in old.fields] == [(f.name, f.kind) for f in new.fields] and old.trained <= new.trained
+
+
+class Translated(Model):
+    """A grown model as seen from the data set that it grew from: codes of the old one in, scores out.
+
+    Args:
+        model: grown.
+        base: what the model was trained on before.
+        dataset: what it has grown for.
+    """
+
+    users: Tensor
+    items: Tensor
+
+    def __init__(self, model: Model, base: Dataset, dataset: Dataset) -> None:
+        super().__init__(base.schema)
+        self.model, self.needs = model, model.needs  # type: ignore[misc]  # as the model's own
+        self.more = len(dataset.schema.domains) - len(base.schema.domains)
+        pairs = ((base.user_vocabulary, dataset.user_vocabulary), (base.item_vocabulary, dataset.item_vocabulary))
+        for name, (old, new) in zip(("users", "items"), pairs, strict=True):
+            codes = torch.cat([torch.tensor([PADDING, UNKNOWN]), torch.from_numpy(new.encode(old.ids)).long()])
+            self.register_buffer(name, codes.to(device_of(model)))
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, C)."""
+        items = {name: self.items[codes] for name in ("item", "history", "cross_history") if (codes := getattr(batch, name)) is not None}
+        offsets = (*batch.offsets, *batch.offsets[-1:] * self.more)
+        return self.model(replace(batch, user=self.users[batch.user], offsets=offsets, **items))
