@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
 from isthmus.batch import Batch
+from isthmus.data import split
+from isthmus.data.encode import encode
+from isthmus.data.events import read_events
 from isthmus.errors import ConfigError
 from isthmus.layers.behaviours import events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.dacdr import Start, mass_by_kind
+from isthmus.layers.from_data import fill
 from isthmus.models.dacdr import DACDR
 from isthmus.schema import Domain, Entity, Field, Schema
 from isthmus.task import get_task
@@ -440,3 +446,35 @@ def test_attention_can_be_shown_only_where_the_domain_asks_behaviours() -> None:
     for settings in ({"queries": "sequence"}, {"domain_attention": False}):
         with pytest.raises(ConfigError, match="attention over behaviours"):
             make_model(make_schema(), **settings).attention(make_batch())
+
+
+def test_insights_show_attention_by_source(tmp_path: Path) -> None:
+    rng, n = np.random.default_rng(0), 300
+    frame = pl.DataFrame(
+        {
+            "user": [f"u{i}" for i in rng.integers(0, 20, n)],
+            "item": [f"i{i}" for i in rng.integers(0, 15, n)],
+            "domain": rng.choice(["books", "films", "music"], n),
+            "time": np.arange(n),
+            "label": rng.integers(1, 6, n),
+            "behaviour": rng.choice(["buy", "view"], n),
+        }
+    )
+    names = {name: name for name in frame.columns}
+    events = read_events(frame, **names, label_kind="rating")
+    dataset = encode(events, split.global_time(events), tmp_path / "data")
+    model = DACDR(dataset.schema)
+    fill(model, dataset)
+    torch.nn.init.zeros_(model.stacks[0].domain.query.weight)  # even attention
+    looks = {look.name: look for look in model.insights(dataset)}
+    assert set(looks) == {"attention", "attention_lift", "attention_behaviour"}
+    for name, look in looks.items():
+        for target in dataset.schema.domain_names:
+            cells = [row for row in look.rows if row["target"] == target]
+            if name != "attention_lift":
+                assert sum(float(row["attention"]) for row in cells) == pytest.approx(1)
+            else:
+                assert all(row["lift"] == pytest.approx(1, abs=1e-5) for row in cells)
+    assert len(looks["attention"].rows) == 9
+    assert len(looks["attention_behaviour"].rows) == 18
+    assert DACDR(dataset.schema, domain_attention=False).insights(dataset) == []

@@ -127,6 +127,16 @@ class TestCrossAttention:
             own = key[:, :1] if shared else key[:, n : n + 1]
             torch.testing.assert_close(found[:, n], layer.mix(weights[:, n : n + 1], own, (0, 2))[:, 0])
 
+    def test_normalised_scores_do_not_depend_on_the_size_of_queries_and_keys(self) -> None:
+        torch.manual_seed(0)
+        plain, normed = CrossAttention([0], 4), CrossAttention([0], 4, norm=True)
+        normed.load_state_dict(plain.state_dict())
+        query, key = torch.randn(1, 2, 4), torch.randn(1, 3, 4)
+        found = normed.scores(query, key, (0, 1))
+        torch.testing.assert_close(normed.scores(5 * query + 1, 0.2 * key - 3, (0, 1)), found, rtol=1e-3, atol=1e-4)
+        by_hand = [(x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0) for x in (query, key)]
+        torch.testing.assert_close(plain.scores(by_hand[0], by_hand[1], (0, 1)), found, rtol=1e-3, atol=1e-4)
+
     @pytest.mark.parametrize(("dim", "heads"), [(0, 1), (6, 4), (6, 0)])
     def test_heads_must_divide_the_width(self, dim: int, heads: int) -> None:
         with pytest.raises(ConfigError, match="heads that divide dim"):

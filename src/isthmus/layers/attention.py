@@ -13,6 +13,8 @@ from isthmus.errors import ConfigError
 from isthmus.layers.domain import Offsets, grouped_linear
 from isthmus.layers.growing import Growing, Rows, one_row_each
 
+NORM_EPS = 1e-6  # far below the variance of an embedding at its start, 1e-4
+
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension among what is real.
@@ -88,6 +90,8 @@ class CrossAttention(nn.Module):
         copy_of: for each domain the copy of W_Q, W_K, W_V that it uses.
         dim: width of queries, keys and output.
         heads: must divide ``dim``.
+        norm: for the scores, queries and keys are brought to mean 0 and variance 1 (layer norm without weights).  The scores of
+            vectors as small as embeddings start are all about 0, and so is what they learn.
 
     Raises:
         ConfigError: ``heads`` does not divide ``dim``.
@@ -95,17 +99,19 @@ class CrossAttention(nn.Module):
 
     own: Tensor
 
-    def __init__(self, copy_of: Sequence[int], dim: int, heads: int = 1) -> None:
+    def __init__(self, copy_of: Sequence[int], dim: int, heads: int = 1, norm: bool = False) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
             raise ConfigError(f"dim = {dim}, heads = {heads}", "heads that divide dim", "try heads=1")
-        self.heads, self.scale = heads, 1 / math.sqrt(dim // heads)
+        self.heads, self.scale, self.norm = heads, 1 / math.sqrt(dim // heads), norm
         self.query, self.key, self.value = (Projection(copy_of, dim, dim) for _ in range(3))
         own = torch.arange(dim) // (dim // heads) == torch.arange(heads)[:, None]
         self.register_buffer("own", own.to(torch.float32), persistent=False)  # (heads, dim): which coordinates are a head's
 
     def scores(self, query: Tensor, key: Tensor, offsets: Offsets) -> Tensor:
         """(B, Q, dim) and (B, K, dim), rows ordered by domain -> (B, heads, Q, K) before the softmax."""
+        if self.norm:
+            query, key = (F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (query, key))
         if query.shape[1] < key.shape[1]:
             return self._folded(self.query, self.key, query, offsets) @ key.transpose(1, 2)[:, None]
         return query[:, None] @ self._folded(self.key, self.query, key, offsets).transpose(2, 3)

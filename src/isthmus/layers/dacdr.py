@@ -35,6 +35,7 @@ class TwoStep(nn.Module):
         sequences: behaviours come as this many sequences, each with a mask of its own.
         queries: ``target`` or ``sequence``.
         domain_attention, item_attention: False: without this step.
+        norm: see ``CrossAttention``.
 
     Attributes:
         width: of the output.
@@ -52,11 +53,12 @@ class TwoStep(nn.Module):
         queries: str,
         domain_attention: bool,
         item_attention: bool,
+        norm: bool,
     ) -> None:
         super().__init__()
         self.target = queries == "target"
-        self.domain = CrossAttention(copy_of, dim, heads) if domain_attention else None
-        self.item = CrossAttention(copy_of, dim, heads) if item_attention else None
+        self.domain = CrossAttention(copy_of, dim, heads, norm) if domain_attention else None
+        self.item = CrossAttention(copy_of, dim, heads, norm) if item_attention else None
         tokens = item_tokens if item_attention else domain_tokens if domain_attention else 1
         self.width = sequences * dim * (tokens if self.target else 1)
 

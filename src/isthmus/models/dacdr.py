@@ -58,6 +58,7 @@ class DACDR(Model):
         queries: ``target``: domain and item ask, behaviours answer; ``sequence``: as printed.
         domain_attention: False: without step 1 (w/o DA).
         item_attention: False: without step 2 (w/o IA).
+        norm: queries and keys are normalised before they are compared.  Without it (as printed) the weights stay close to even.
         start: ``bias``: from biases of items and users; ``level``: from the domain's mean label alone (as printed).
         own_history: read the row's own domain's history beside the others'.
         own_dropout: share of rows whose own history is left out in training, so that users without one are known.
@@ -83,6 +84,7 @@ class DACDR(Model):
         queries: str = "target",
         domain_attention: bool = True,
         item_attention: bool = True,
+        norm: bool = False,
         start: str = "bias",
         own_history: bool = True,
         own_dropout: float = 0.5,
@@ -122,6 +124,7 @@ class DACDR(Model):
                 queries=queries,
                 domain_attention=domain_attention,
                 item_attention=item_attention,
+                norm=norm,
             )
 
         self.kinds = nn.ModuleList(EventKinds(schema, dim) for _ in range(1 + bool(schema.item.fields)))
