@@ -156,6 +156,50 @@ def fit(
 
 
 @app.command()
+def adapt(
+    run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
+    source: Source,
+    base: Annotated[Path, typer.Option(help="The data folder the run was fitted on.")],
+    out: Out,
+    domain: Annotated[list[str] | None, typer.Option(help="A new domain, may be given several times; default: all new ones.")] = None,
+    user: User = "user",
+    item: Item = "item",
+    domain_column: Annotated[str, typer.Option(help="Column of the domains.")] = "domain",
+    time: Time = None,
+    label: Label = None,
+    context: Context = None,
+    split: Annotated[str | None, typer.Option(help="global_time, leave_last, random; default: by time when there is time.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted adaptation stopped.")] = False,
+    settings: Sets = None,
+) -> None:
+    """Take a trained model to a new domain: only what is the domain's own is trained, the old domains' scores stay.
+
+    The events hold the new domain, and the old ones too where its users' histories shall be known.  The encoded data
+    go into the folder data of the new run.
+
+    Example:  [bold]isthmus adapt runs/mmoe new.parquet --base data/ --domain books --label click --time ts -o runs/books[/]
+    """
+    import dataclasses
+
+    from isthmus.adapt import adapt as compute
+    from isthmus.data.dataset import Dataset
+    from isthmus.data.encode import encode
+    from isthmus.experiment import ModelSpec, Recipe, make_split
+    from isthmus.fit import How, load_run
+
+    trained, before = load_run(run), Dataset.load(base)
+    if resume and (out / "data" / "manifest.json").exists():
+        dataset = Dataset.load(out / "data")
+    else:
+        events, brought = _load(source, user, item, domain_column, time, label, context)
+        chosen = make_split(events, Recipe("adapt", source, (ModelSpec("popularity"),), split=split), brought)
+        dataset = encode(events, chosen, out / "data", base=before, overwrite=not (out / "run.json").exists())
+    usual = dataclasses.asdict(trained.how) | {"domains": None, "targets": None}
+    adapted = compute(trained, dataset, before, domains=domain, how=How.of(usual | _settings(settings)), out=out, resume=resume)
+    _console().print(adapted.to_text(), highlight=False)
+
+
+@app.command()
 def score(
     run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
     data: Annotated[Path, typer.Option(help="The data folder the run was fitted on.")],

@@ -13,7 +13,7 @@ from isthmus.cli import _settings
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 
-COMMANDS = ("demo", "doctor", "prepare", "fit", "compare", "score", "measure", "report", "models", "reproduce", "retrieve")
+COMMANDS = ("demo", "doctor", "prepare", "fit", "adapt", "compare", "score", "measure", "report", "models", "reproduce", "retrieve")
 
 
 def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
@@ -91,6 +91,23 @@ def test_the_walk_step_by_step(events: Path, tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "top.parquet")["rank"].to_list() == [1, 2, 3] * 2
     assert "did you mean" in isthmus("retrieve", "run", "--data", "data", "--domain", market + "x", cwd=tmp_path, ok=2)
     assert "no dot product" in isthmus("retrieve", "run", "--data", "data", "--domain", market, "--index", "ivf", cwd=tmp_path, ok=2)
+
+
+def test_a_new_domain(tmp_path: Path) -> None:
+    frame = make_world(domains=3, users=120, items=60, events=1500, seed=1).events.frame()
+    frame.filter(pl.col("domain") != "domain2").write_parquet(tmp_path / "old.parquet")
+    frame.write_parquet(tmp_path / "all.parquet")
+    own, quick = ("--time", "time", "--label", "label"), ("--set", "lr=0.01", "--set", "batch_size=256", "--set", "epochs=2")
+    isthmus("prepare", "old.parquet", *own, "-o", "data", cwd=tmp_path)
+    isthmus("fit", "data", "-m", "star", "-o", "old", *quick, cwd=tmp_path)
+    wrong = isthmus("adapt", "old", "all.parquet", "--base", "data", "--domain", "domain1", *own, "-o", "new", cwd=tmp_path, ok=2)
+    assert "'domain1' is no new domain" in wrong
+    text = isthmus("adapt", "old", "all.parquet", "--base", "data", "--domain", "domain2", *own, "-o", "new", *quick, cwd=tmp_path)
+    assert "domain0: unchanged" in text
+    assert "network.indicator.weight: 16 of 64" in text
+    assert text == isthmus("adapt", "old", "all.parquet", "--base", "data", *own, "-o", "new", *quick, "--resume", cwd=tmp_path)
+    isthmus("score", "new", "--data", "new/data", "-o", "scores.parquet", cwd=tmp_path)
+    assert set(pl.read_parquet(tmp_path / "scores.parquet")["domain"]) == {"domain0", "domain1", "domain2"}
 
 
 def test_compare_own_file_twice_runs_nothing_again(events: Path, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def _shift(codes: Tensor, start: Tensor | int) -> Tensor:
 
 def _grow_fields(table: Table, starts: list[int], old: Table, old_starts: list[int], old_sizes: list[int]) -> None:
     """Copies each field's rows to where they stand now; its new categories start at its "unknown"."""
-    for start, end, before, size in zip(starts, [*starts[1:], len(table.weight)], old_starts, old_sizes, strict=True):
+    for start, end, before, size in zip(starts, [*starts, len(table.weight)][1:], old_starts, old_sizes, strict=True):
         table.weight[start : start + size] = old.weight[before : before + size]
         table.weight[start + size : end] = old.weight[before + UNKNOWN]
 
