@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from scipy import stats
 
 from isthmus.errors import ConfigError, DataError
+from isthmus.judged import Judged
 from isthmus.ledger import Entry, ledger
 from isthmus.metrics._inference import holm, seed_variance, student
 from isthmus.scores import Scores
-from isthmus.verdicts import COLUMNS
+from isthmus.slices import Scored
+from isthmus.verdicts import COLUMNS, LEFT_OUT, NUMBERS, VALIDATION, Ledger, decided, together
 
 USERS, EACH = 150, 6
 
@@ -157,6 +160,84 @@ def test_families_are_corrected_apart() -> None:
             assert family["p_holm"].to_numpy() == pytest.approx(holm(family["p"].to_numpy()))
 
 
+def test_lines_named_are_a_family_of_their_own_over_all_metrics() -> None:
+    named = replace(JOINT, against=("alone", "popular"))
+    book = ledger([named, ALONE, EASE, POPULAR], ["auc", "logloss", "auc"], resamples=300)
+    assert book.metrics == ("auc", "logloss")
+    assert book.metric == "auc"
+    frame = book.frame
+    for against, references in (("line", {"alone", "popular"}), ("control", {"alone"}), ("shallow", {"ease"})):
+        assert set(frame.filter((pl.col("against") == against) & (pl.col("model") == "joint"))["reference"]) == references
+        for means in (True, False):
+            family = frame.filter((pl.col("against") == against) & ((pl.col("domain") == "all") == means))
+            models = 2 if against == "shallow" else 1
+            assert family.height == 2 * models * len(references) * (1 if means else 2)  # two metrics, one mean or two domains
+            assert family["p_holm"].to_numpy() == pytest.approx(holm(family["p"].to_numpy()))
+    once = ledger([JOINT, ALONE, EASE, POPULAR], "logloss", resamples=300).frame.filter(pl.col("against") == "control")
+    both = frame.filter((pl.col("against") == "control") & (pl.col("metric") == "logloss"))
+    assert both.drop("p_holm", "verdict").equals(once.drop("p_holm", "verdict"))
+    assert "joint helps in 'a' (" in "".join(book.summary())
+    assert any("logloss against popular)" in s for s in book.summary())
+    assert set(book.validation["metric"]) == {"auc", "logloss"}
+    assert book.best() == ledger([named, ALONE, EASE, POPULAR], "auc", resamples=100).best()
+
+
+def test_the_bar_is_the_best_shallow_model_by_the_metric_itself() -> None:
+    """Scores ten times as large order rows alike, and are much worse ratings."""
+
+    def scaled(by_seed: Mapping[int, Scored | Judged]) -> dict[int, Scores]:
+        found: dict[int, Scores] = {}
+        for seed, scores in by_seed.items():
+            assert isinstance(scores, Scores)
+            found[seed] = Scores(scores.frame.with_columns(pl.col("score") * 10), "rows")
+        return found
+
+    loud = entry("loud", flat(0.9), shallow=True)
+    loud = replace(loud, test=scaled(loud.test), valid=scaled(loud.valid))
+    frame = ledger([ALONE, EASE, loud], ["auc", "rmse"], resamples=100).frame
+    assert set(frame.filter(pl.col("metric") == "auc")["reference"]) == {"loud"}
+    assert set(frame.filter(pl.col("metric") == "rmse")["reference"]) == {"ease"}
+
+
+def test_one_domain_has_no_mean_of_its_own() -> None:
+    def cut(by_seed: Mapping[int, Scored | Judged]) -> dict[int, Scores]:
+        return {s: Scores(x.frame.filter(pl.col("domain") == "b"), "rows") for s, x in by_seed.items() if isinstance(x, Scores)}
+
+    tested = [replace(e, test=cut(e.test)) for e in (JOINT, ALONE, EASE)]
+    book = ledger(tested, "auc", resamples=100)
+    assert set(book.frame["domain"]) == {"b"}
+    assert book.left_out.is_empty()
+
+
+def test_cells_are_one_family() -> None:
+    """Two cells with p-values worked by hand; the means over domains stay apart."""
+
+    def book(rows: list[tuple[str, str, str, float]]) -> Ledger:
+        filled = [dict(zip(("model", "domain", "against", "p"), r, strict=True)) for r in rows]
+        numbers = {"metric": "auc", "reference": "y", "value": 1.0, "reference_value": 0.9, "difference": 0.1, "low": 0.0, "high": 0.2}
+        frame = pl.DataFrame([numbers | r | {"seeds": 3, "users": 9, "note": None} for r in filled], schema=NUMBERS)
+        validation = pl.DataFrame([("x", d, "auc", 0.5) for d in dict.fromkeys(r[1] for r in rows)], schema=VALIDATION, orient="row")
+        return Ledger(decided(frame, 0.05), pl.DataFrame(schema=LEFT_OUT), validation, ("auc",), 0.95)
+
+    first = book([("x", "a", "control", 0.01), ("x", "b", "control", 0.04), ("x", "all", "control", 0.03), ("x", "a", "line", 0.02)])
+    second = book([("x", "c", "control", 0.03), ("z", "c", "control", 0.005)])
+    assert first.frame["p_holm"].to_list() == pytest.approx([0.02, 0.04, 0.03, 0.02])
+    assert first.frame["verdict"].to_list() == ["helps"] * 4
+    whole = together({"one": first, "two": second})
+    assert whole.frame.columns == ["cell", *COLUMNS]
+    found = {(r["cell"], r["model"], r["domain"], r["against"]): (r["p_holm"], r["verdict"]) for r in whole.frame.iter_rows(named=True)}
+    assert found == {
+        ("one", "x", "a", "control"): (pytest.approx(0.03), "helps"),
+        ("one", "x", "b", "control"): (pytest.approx(0.06), "no evidence"),
+        ("one", "x", "all", "control"): (pytest.approx(0.03), "helps"),
+        ("one", "x", "a", "line"): (pytest.approx(0.02), "helps"),
+        ("two", "x", "c", "control"): (pytest.approx(0.06), "no evidence"),
+        ("two", "z", "c", "control"): (pytest.approx(0.02), "helps"),
+    }
+    assert whole.best() == {"one: a": "x", "one: b": "x", "two": "x"}
+    assert any(s.startswith("x helps in 'a' of cell 'one'") for s in whole.summary())
+
+
 def test_verdicts_go_by_the_corrected_p() -> None:
     book = ledger([JOINT, ALONE, EASE, POPULAR], "auc", resamples=300)
     for r in book.frame.iter_rows(named=True):
@@ -257,6 +338,7 @@ def test_full_rankings_may_store_other_places() -> None:
         ([ALONE, ALONE], {}, "two entries are called 'alone'"),
         ([replace(ALONE, valid={})], {}, "without test or validation"),
         ([], {}, "0 entries"),
+        ([replace(ALONE, against=("eas",)), EASE], {}, "did you mean 'ease'"),
         ([ALONE], {"level": 1.0}, "level"),
         ([ALONE], {"resamples": 10}, "resamples"),
     ],

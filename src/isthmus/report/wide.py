@@ -50,8 +50,9 @@ class Sheet:
 
 def print_sheet(sheet: Sheet, console: Console, title: str = "") -> None:
     """Prints it in as many tables as the console's width asks for."""
+    if title:
+        console.print(f"[italic]{escape(title)}[/]", highlight=False)
     for number, table in enumerate(fitted(sheet, console.width)):
-        table.title, table.title_justify = (title or None) if not number else None, "left"
         if number:
             console.print()
         console.print(table)
