@@ -193,6 +193,7 @@ class Postings(Solved):
         length = torch.cat([length, length.new_zeros(1)])
         user = cell % max(len(users), 1)
         value, _, norm = _split(_mean(value, where, len(cell)), user, len(users) + 1, shrink)
+        keys = keys.clone()  # without the room that was made for it
         self.fill(keys=keys, first=length.cumsum(0) - length, length=length, user=user, value=value, users=users, norm=norm)
 
     def place(self, pair: Tensor) -> Tensor:
