@@ -13,10 +13,12 @@ from rich.console import Console
 
 from isthmus import storage
 from isthmus.cell import Cell
+from isthmus.comparison import cell_folder
 from isthmus.config import read_recipe
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, Whole, compare, recall
+from isthmus.parts import part_folder
 from isthmus.report import print_report, write_page
 from isthmus.scores import Scores
 
@@ -234,7 +236,7 @@ def test_one_cell_and_some_lines_train_nothing_twice(whole: Whole, recipe: Recip
 
 
 def test_processes_share_all_cells(recipe: Recipe, tmp_path: Path) -> None:
-    """Nobody waits for a part of the first cell while the second has free ones; every part is run once."""
+    """Every part is run once, and all see the whole ledger."""
     begun, lock = Counter[str](), threading.Lock()
 
     def say(line: str) -> None:
@@ -248,6 +250,18 @@ def test_processes_share_all_cells(recipe: Recipe, tmp_path: Path) -> None:
     assert len(ran) == 4
     assert all(begun[line] == 1 for line in ran)
     assert found[0].ledger.frame.equals(found[1].ledger.frame)
+
+
+def test_nobody_waits_for_one_cell_while_another_has_free_parts(recipe: Recipe, tmp_path: Path) -> None:
+    waits, small = threading.Event(), dataclasses.replace(recipe.only(["mf"]), seeds=(0,))
+    first, second = (cell_folder(tmp_path, cell.name) for cell in recipe.cells)
+    with ThreadPoolExecutor(1) as pool:
+        with storage.claim(part_folder(first, "mf", "joint", 0)) as mine:  # as another process would that is at this part
+            assert mine
+            found = pool.submit(compare, small, tmp_path, say=lambda line: waits.set() if line.startswith("waiting for 1 ") else None)
+            assert waits.wait(120)
+            assert (part_folder(second, "mf", "joint", 0) / "part.json").exists()
+        assert isinstance(found.result(), Whole)
 
 
 def test_cells_in_memory_and_with_several_domains(tmp_path: Path) -> None:

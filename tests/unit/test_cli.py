@@ -13,7 +13,7 @@ from isthmus.cli import _settings
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 
-COMMANDS = ("demo", "doctor", "prepare", "fit", "adapt", "compare", "score", "measure", "report", "models", "reproduce", "retrieve")
+COMMANDS = ("demo", "doctor", "prepare", "fit", "adapt", "adapt-curve", "compare", "score", "measure", "report", "models", "reproduce", "retrieve")
 
 
 def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
@@ -106,6 +106,9 @@ def test_a_new_domain(tmp_path: Path) -> None:
     assert "domain0: unchanged" in text
     assert "network.indicator.weight: 16 of 64" in text
     assert text == isthmus("adapt", "old", "all.parquet", "--base", "data", *own, "-o", "new", *quick, "--resume", cwd=tmp_path)
+    curve = ("adapt-curve", "all.parquet", "--domain", "domain2", "--size", 100, "--size", 600, "-m", "dnn", "--seeds", 1)
+    assert "from scratch" in isthmus(*curve, *own, "-o", "curve", *quick, cwd=tmp_path)
+    assert (tmp_path / "curve" / "curve.svg").read_text().startswith("<svg")
     isthmus("score", "new", "--data", "new/data", "-o", "scores.parquet", cwd=tmp_path)
     assert set(pl.read_parquet(tmp_path / "scores.parquet")["domain"]) == {"domain0", "domain1", "domain2"}
 
@@ -144,6 +147,28 @@ def test_reproduce_lists_finds_and_runs(events: Path, tmp_path: Path) -> None:
     assert "0.9990" in text
     assert pl.read_parquet(tmp_path / "out" / "paper.parquet")["domain"].to_list() == [*markets, "all"]
     assert "Beside the paper" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_cells_are_reproduced_one_by_one_and_as_a_whole(events: Path, tmp_path: Path) -> None:
+    data = f'[data]\nsource = "table"\npath = "{events}"\nuser = "uid"\nitem = "iid"\ndomain = "market"\ntime = "ts"\nlabel = "click"\n'
+    lines = "".join(f'[[models]]\nname = "popularity"\nlabel = "{label}"\ncontrol = "none"\n' for label in ("all", "again"))
+    paper = '[paper]\ntitle = "Somebody, Table 3"\nmetric = "auc"\n'
+    cells = "".join(f'[[cells]]\nname = "last {n} %"\nsplit.test = 0.{n}\npaper.auc.all = 0.999\n' for n in (10, 30))
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('metrics = ["auc"]\n' + data + '[split]\nrule = "global_time"\n' + lines + paper + cells)
+    one = isthmus("reproduce", recipe, "-o", "out", "-m", "all", "--cell", "last 30 %", cwd=tmp_path)
+    assert "last 30 %" in one
+    assert "last 10 %" not in one
+    assert "did you mean 'last 10 %'" in isthmus("compare", recipe, "--cell", "last 10%", "-o", "out", ok=2, cwd=tmp_path)
+    whole = isthmus("reproduce", recipe, "-o", "out", cwd=tmp_path)
+    assert whole.count("done before") == 1
+    assert "all: below the paper in 'last 10 %' and in 'last 30 %'" in whole
+    again = isthmus("report", "out", cwd=tmp_path)
+    assert again[again.index("auc, test part") : again.index("report:")] in whole
+    links = [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("cells/*/report.html")]
+    assert len(links) == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f'href="{link}"' in page for link in links)
 
 
 def test_settings_are_read_as_values() -> None:

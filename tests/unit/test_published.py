@@ -128,3 +128,19 @@ def test_wrong_names_are_refused_with_the_nearest() -> None:
         Recipe("x", "table", models, metrics=("recall@10",), paper=Paper("t", "recall@1", {}))
     with pytest.raises(ConfigError, match="recall@20"):
         Recipe("x", "table", models, task="retrieval", paper=Paper("t", "recall@20", {}))
+
+
+def test_several_metrics_and_one_domain() -> None:
+    """recall@1 0.3 of 200 users; values of both metrics are one family, and one domain's value stands once."""
+    one = Schema(domains=(Domain("s1"),), user=Entity("user", size=400), item=Entity("item", size=10), label="implicit")
+    ours = entry("a", {"s1": (60, 200)}, {"s1": (64, 200)})
+    paper = Paper("t", "recall@1", {"a": {"all": 0.9}}, further={"mrr": {"a": {"all": 0.64}}})
+    frame = against_paper(paper, [ours], one)
+    assert frame.select("domain", "metric", "paper").rows() == [("all", "recall@1", 0.9), ("all", "mrr", 0.64)]
+    first, second = frame["p"]
+    assert first < second
+    assert frame["p_holm"].to_list() == pytest.approx([2 * first, max(2 * first, second)])
+    assert sentences(frame) == ["a (recall@1): below the paper on average", "a (mrr): undecided on average"]
+    assert against_paper(dataclasses.replace(paper, values={"a": {"s1": 0.9}}, further={}), [ours], one)["domain"].to_list() == ["s1"]
+    with pytest.raises(ConfigError, match="each metric once"):
+        Paper("t", "mrr", {}, further={"mrr": {}})
