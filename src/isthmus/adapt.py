@@ -98,6 +98,7 @@ def adapt(
     how: How | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    compare: bool = True,
 ) -> Adapted:
     """Adapts a trained model to new domains.
 
@@ -109,6 +110,7 @@ def adapt(
         how: settings; None: those of the run, on the new domains.
         out: folder of the new run; None: nothing is written.
         resume: go on from the folder's newest checkpoint.
+        compare: score the old domains before and after.
 
     Raises:
         ConfigError: run, base and data set do not belong together, a domain that is not new, or a model that cannot adapt.
@@ -125,7 +127,7 @@ def adapt(
     _check_frozen(new.model, before, adaptation)
     trained, frozen = _sizes(new.model, adaptation)
     names = tuple(dataset.schema.domain_names[d] for d in chosen)
-    adapted = Adapted(new, names, trained, frozen, _effects(run, new, dataset, base))
+    adapted = Adapted(new, names, trained, frozen, _effects(run, new, dataset, base) if compare else [])
     if out is not None:
         write_json(Path(out) / "adapted.json", _facts(adapted))
     return adapted

@@ -200,6 +200,54 @@ def adapt(
 
 
 @app.command()
+def adapt_curve(
+    source: Source,
+    domain: Annotated[str, typer.Option(help="The domain that is to be new.")],
+    size: Annotated[list[int], typer.Option(min=1, help="Its training events, may be given several times.")],
+    out: Out,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's name.")] = "mmoe",
+    user: User = "user",
+    item: Item = "item",
+    domain_column: Annotated[str, typer.Option(help="Column of the domains.")] = "domain",
+    time: Time = None,
+    label: Label = None,
+    context: Context = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
+    settings: Sets = None,
+) -> None:
+    """Quality and seconds in a new domain by its number of events: adapted, from scratch, and retrained on everything.
+
+    Writes curve.parquet and curve.svg.
+
+    Example:  [bold]isthmus adapt-curve events.parquet --domain books --size 300 --size 3000 --label click --time ts -o runs/curve[/]
+    """
+    import dataclasses
+
+    import polars as pl
+
+    from isthmus import storage
+    from isthmus.adaptation_curve import adaptation_curve, curve_insight, summary
+    from isthmus.data import split as splits
+    from isthmus.how import How
+    from isthmus.report.looks import look
+
+    events, brought = _load(source, user, item, domain_column, time, label, context)
+    given = _settings(settings)
+    names = {f.name for f in dataclasses.fields(How)}
+    how, args = How.of({k: v for k, v in given.items() if k in names}), {k: v for k, v in given.items() if k not in names}
+    frame = adaptation_curve(
+        events, brought or splits.default(events), domain, size, model, args, how=how, seeds=range(seeds), say=typer.echo
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with storage.whole_file(out / "curve.parquet") as path:
+        frame.write_parquet(path)
+    with storage.whole_file(out / "curve.svg") as path:
+        path.write_text(look(curve_insight(frame, domain)), encoding="utf-8")
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        typer.echo(str(summary(frame)))
+
+
+@app.command()
 def score(
     run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
     data: Annotated[Path, typer.Option(help="The data folder the run was fitted on.")],

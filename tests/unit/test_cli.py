@@ -13,7 +13,21 @@ from isthmus.cli import _settings
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 
-COMMANDS = ("demo", "doctor", "prepare", "fit", "adapt", "adapt-curve", "compare", "score", "measure", "report", "models", "reproduce", "retrieve")
+COMMANDS = (
+    "demo",
+    "doctor",
+    "prepare",
+    "fit",
+    "adapt",
+    "adapt-curve",
+    "compare",
+    "score",
+    "measure",
+    "report",
+    "models",
+    "reproduce",
+    "retrieve",
+)
 
 
 def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
