@@ -19,13 +19,19 @@ from isthmus.data.encode import encode
 from isthmus.fit import fit
 from isthmus.grow import grow
 from isthmus.how import How
+from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers
+from isthmus.layers.domain import PerDomain
+from isthmus.layers.features import EntityFields
 from isthmus.layers.from_data import fill
 from isthmus.layers.growing import rows_of
+from isthmus.layers.networks.cross_stitch import CrossStitchNetwork
+from isthmus.layers.solved import PairTable
 from isthmus.layers.table import Table
 from isthmus.model import Model
 from isthmus.models import available, get_model
 from isthmus.run import build
+from isthmus.schema import Domain, Entity, Field, Schema
 from isthmus.stages import Adaptation
 from isthmus.task import default_task
 
@@ -150,3 +156,54 @@ def test_adapting_moves_the_new_domains_part_alone(name: str, args: dict, pair: 
             assert torch.equal(now.nan_to_num(), old.nan_to_num()), key
     assert torch.equal(logits(run.model, batch), scores), "what the old domains know is as it was"
     assert not torch.equal(logits(run.model, draw(every, grown, domains=(2,))), fresh)
+
+
+def test_tables_grow_segment_by_segment_by_hand() -> None:
+    old = EntityFields(Entity("item", (Field("a", "categorical", 4), Field("b", "multi", 3)), trained=3, size=5), 1)
+    new = EntityFields(Entity("item", (Field("a", "categorical", 5), Field("b", "multi", 5)), trained=5, size=6), 1)
+    with torch.no_grad():
+        old.table.weight[:, 0] = torch.arange(10.0)  # padding, unknown, one id; a: 3 to 6; b: 7 to 9
+        new.grow_from(old)
+    assert new.table.weight[:, 0].tolist() == [0, 1, 2, 1, 1, 3, 4, 5, 6, 4, 7, 8, 9, 8, 8]
+    # ids 3 and 4 are new; category 4 of a is theirs alone, category 2 is not; of b, the codes 3 and 4
+    new.field_rows[:, 0] = torch.tensor([0, 5 + 1, 5 + 2, 5 + 4, 5 + 2, 5 + 3])
+    new.multi_offsets[0] = torch.tensor([0, 0, 0, 1, 3, 4, 4])
+    new.multi_rows = torch.tensor([10 + 2, 10 + 2, 10 + 3, 10 + 4], dtype=torch.int32)
+    mask = new.rows_of((0,), torch.tensor([False, False, False, True, True, False]))["table.weight"]
+    assert mask is not None
+    assert mask.nonzero().flatten().tolist() == [3, 4, 5 + 4, 10 + 3, 10 + 4]
+
+
+def test_counts_by_domain_and_item_keep_their_pairs_by_hand() -> None:
+    def schema(domains: int, size: int) -> Schema:
+        names = tuple(Domain(str(d)) for d in range(domains))
+        return Schema(item=Entity("item", (), trained=size, size=size), domains=names, label="rating")
+
+    old, new = Biases(schema(2, 4)), Biases(schema(3, 6))
+    old.fill(keys=torch.tensor([2, 4 + 3]), total=torch.tensor([5.0, 6.0, 0.0]), count=torch.tensor([1.0, 2.0, 0.0]))
+    old.fill(mean=torch.tensor([3.0, 4.0]), level=torch.tensor([3.0, 4.0]))
+    new.fill(keys=torch.tensor([2, 5, 12 + 5]), total=torch.tensor([9.0, 9.0, 7.0, 0.0]), count=torch.tensor([9.0, 9.0, 3.0, 0.0]))
+    new.fill(mean=torch.tensor([9.0, 9.0, 2.0]), level=torch.tensor([9.0, 9.0, 2.0]))
+    new.grow_from(old)
+    assert new.keys.tolist() == [2, 6 + 3, 12 + 5]
+    assert (new.total.tolist(), new.count.tolist()) == ([5, 6, 7, 0], [1, 2, 3, 0])
+    assert (new.mean.tolist(), new.level.tolist()) == ([3, 4, 2], [3, 4, 2])
+    pairs, more = PairTable(4, 1), PairTable(6, 1)
+    pairs.solve(torch.tensor([4 + 3, 2]), torch.tensor([[8.0], [7.0]]), torch.tensor([0.5]))
+    more.grow_from(pairs)
+    assert more(torch.tensor([0, 1, 1, 2]), torch.tensor([2, 3, 2, 3]))[:, 0].tolist() == [7, 8, 0.5, 0.5]
+
+
+def test_copies_and_stitches_of_new_domains_are_the_mean_by_hand() -> None:
+    old, new = (PerDomain(n, lambda: torch.nn.BatchNorm1d(1)) for n in (2, 3))
+    with torch.no_grad():
+        old.copies[1].weight.fill_(3.0)  # type: ignore[operator]
+        done = new.grow_from(old)
+    assert new.copies[2].weight.item() == 2.0  # type: ignore[union-attr, operator]
+    assert "copies.2.running_mean" in done
+    stitched, more = (CrossStitchNetwork(n, 3, out=1, hidden=(2,)) for n in (2, 3))
+    with torch.no_grad():
+        stitched.alpha[0].copy_(torch.tensor([[0.8, 0.1], [0.3, 0.6]]))
+        more.grow_from(stitched)
+    expected = torch.tensor([[0.8, 0.1, 0.0], [0.3, 0.6, 0.0], [0.15, 0.05, 0.7]])
+    torch.testing.assert_close(more.alpha[0].detach(), expected)
