@@ -18,6 +18,7 @@ from isthmus.data import split
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
 from isthmus.errors import ConfigError
+from isthmus.layers.attention import NORM_EPS
 from isthmus.layers.behaviours import events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.dacdr import Start, mass_by_kind
@@ -80,7 +81,7 @@ def make_model(schema: Schema, *, shake: float = 0.5, **settings: Any) -> DACDR:
     with torch.no_grad():
         for weight in model.parameters():
             weight += shake * torch.randn_like(weight)
-        for table in (model.users.table, model.items.table, model.domain, *(k.domain for k in model.kinds)):  # type: ignore[attr-defined]
+        for table in (*([model.users.table] if model.users else []), model.items.table, model.domain, *(k.domain for k in model.kinds)):  # type: ignore[attr-defined]
             table.weight[0] = 0.0  # type: ignore[index, union-attr]
         if schema.item.fields:
             rows = torch.tensor([[0, 0], *([1 + i % 4, 1 + i % 3] for i in range(1, ITEMS))])
@@ -105,13 +106,20 @@ class Plain:
 
     def attend(self, name: str, query: np.ndarray, key: np.ndarray) -> np.ndarray:
         """Eq. 1 and 2, one head; no keys: zeros."""
-        q, k, v = (x @ self.w[f"{name}.{kind}.weight"][0].T for kind, x in (("query", query), ("key", key), ("value", key)))
-        return self.softmax(q @ k.T / math.sqrt(q.shape[1])) @ v if len(key) else np.zeros(query.shape)
+        if not len(key):
+            return np.zeros(query.shape)
+        asked, answers = (self.norm(query), self.norm(key)) if self.model.args.get("norm", True) else (query, key)
+        q, k, v = (x @ self.w[f"{name}.{kind}.weight"][0].T for kind, x in (("query", asked), ("key", answers), ("value", key)))
+        return self.softmax(q @ k.T / math.sqrt(q.shape[1])) @ v
+
+    def norm(self, x: np.ndarray) -> np.ndarray:
+        return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + NORM_EPS)
 
     def mlp(self, name: str, x: np.ndarray) -> np.ndarray:
-        first, last = (f"{name}.layers.{n}" for n in (0, 2))
-        hidden = np.maximum(self.w[f"{first}.weight"] @ x + self.w[f"{first}.bias"], 0)
-        return self.w[f"{last}.weight"] @ hidden + self.w[f"{last}.bias"]
+        *hidden, last = (k.removesuffix(".weight") for k in self.w if k.startswith(f"{name}.layers.") and k.endswith(".weight"))
+        for layer in hidden:
+            x = np.maximum(self.w[f"{layer}.weight"] @ x + self.w[f"{layer}.bias"], 0)
+        return self.w[f"{last}.weight"] @ x + self.w[f"{last}.bias"]
 
     def item(self, item: int) -> np.ndarray:
         """(fields, dim)."""
@@ -179,6 +187,7 @@ class Plain:
         carried = w["start.carried"][d] * sum(cross) / (len(cross) + math.exp(w["start.log_kappa"][d]))
         here = w["start.own"][d] * (sum(own) - len(own) * carried) / (len(own) + math.exp(w["start.log_own_kappa"][d]))
         numbers = [bias, math.log(1 + count) / 4, carried, here, math.log(1 + len(cross)) / 4, math.log(1 + len(own)) / 4]
+        bias = numbers[0] = bias * (count + 5) / (count + math.exp(w["start.log_shrink"][d]))
         return float(self.model.biases.level[d]) + w["start.item"][d] * bias + carried + here, numbers
 
     def logit(self, row: int, column: int) -> float:
@@ -186,11 +195,14 @@ class Plain:
         model = self.model
         found = [self.transferred(row, column, side, kind) for side in range(len(model.stacks)) for kind in range(1, model.sequences + 1)]
         domain, item = self.domain(row).ravel(), self.item(int(self.batch.item[row, column]))
-        user = self.w["users.table.weight"][int(self.batch.user[row])]
+        user = self.w["users.table.weight"][int(self.batch.user[row])] if model.users is not None else np.zeros(4)
         encoded = self.mlp("encoder", np.concatenate([*found, domain]))
-        known = [*found, domain, encoded, item.ravel(), user, user * item[0], encoded * item[0]]
+        known = [*found, domain, encoded, item.ravel(), encoded * item[0], user, user * item[0]]
+        if not model.user_id:
+            known = known[:-2]
         first, numbers = (float(model.biases.level[self.batch.domain[row]]), []) if model.start is None else self.start(row, column)
-        return first + float(self.mlp("head", np.concatenate([*known, np.array(numbers)]))[0])
+        bend = 0.0 if model.start is None else float(self.mlp("bend", np.array(numbers))[0])
+        return first + bend + float(self.mlp("head", np.concatenate([*known, np.array(numbers)]))[0])
 
     def logits(self) -> np.ndarray:
         return np.array([[self.logit(r, c) for c in range(self.batch.item.shape[1])] for r in range(len(self.batch))])
@@ -199,10 +211,13 @@ class Plain:
 @pytest.mark.parametrize("queries", ["target", "sequence"])
 @pytest.mark.parametrize(("domain_attention", "item_attention"), [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("types", [(), ("view", "buy")])
-def test_equations_3_to_7_against_plain_numpy(queries: str, domain_attention: bool, item_attention: bool, types: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("printed", [True, False])
+def test_equations_3_to_7_against_plain_numpy(
+    queries: str, domain_attention: bool, item_attention: bool, types: tuple[str, ...], printed: bool
+) -> None:
     batch = make_batch(types=types)
     settings = {"queries": queries, "domain_attention": domain_attention, "item_attention": item_attention}
-    model = make_model(make_schema(types=types, fields=True), **settings)
+    model = make_model(make_schema(types=types, fields=True), norm=not printed, user_id=printed, **settings)
     assert len(model.stacks) == 2
     with torch.no_grad():
         found = model(batch).logit.numpy()
@@ -292,7 +307,9 @@ def test_attention_of_a_batch() -> None:
     assert events.domain.tolist() == [1, 2, 0, 1, 1, 0, 1, 0, 2]
     x = Plain(model, batch).behaviours(0, 0, 1)
     plain = Plain(model, batch)
-    q, k = plain.domain(0) @ plain.w["stacks.0.domain.query.weight"][0].T, x @ plain.w["stacks.0.domain.key.weight"][0].T
+    q, k = (
+        plain.norm(side) @ plain.w[f"stacks.0.domain.{kind}.weight"][0].T for kind, side in (("query", plain.domain(0)), ("key", x))
+    )
     np.testing.assert_allclose(weights[0, 0, :, 1:3].numpy(), plain.softmax(q @ k.T / 2), rtol=1e-4)
 
 

@@ -143,8 +143,8 @@ class Start(Stacked):
         user    = carried + w'_d (S' - n' carried) / (n' + kappa'_d)
         start   = m_d + a_d b + user
 
-    so that what is known of her here takes the place of what was carried over.  Clicks come without ratings along with
-    histories: start = m_d + a_d b.
+    so that what is known of her here takes the place of what was carried over, and b = (sum of the item's residuals) / (its
+    number of ratings + s_d) with s_d learnt too.  Clicks come without ratings along with histories: start = m_d + a_d b.
 
     Args:
         schema: of an encoded data set.
@@ -154,7 +154,7 @@ class Start(Stacked):
         width: of the numbers.
     """
 
-    stacked: ClassVar[tuple[str, ...]] = ("item", "carried", "log_kappa", "own", "log_own_kappa")
+    stacked: ClassVar[tuple[str, ...]] = ("item", "log_shrink", "carried", "log_kappa", "own", "log_own_kappa")
 
     def __init__(self, schema: Schema, own_history: bool) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Start(Stacked):
         def weights(value: float, wanted: bool = True) -> nn.Parameter | None:
             return nn.Parameter(torch.full((n,), value)) if wanted else None
 
-        self.item = weights(ITEM, labelled)
+        self.item, self.log_shrink = weights(ITEM, labelled), weights(LOG_KAPPA, rated)
         self.carried, self.log_kappa = weights(CARRIED, rated), weights(LOG_KAPPA, rated)
         self.own, self.log_own_kappa = weights(1.0, rated and own_history), weights(LOG_KAPPA, rated and own_history)
         self.width = 2 * labelled + (1 + own_history) * (1 + rated)
@@ -186,6 +186,8 @@ class Start(Stacked):
         if self.training and batch.label is not None:  # the first candidate is the row's own event; negatives are no events
             first = biases.item(batch.item[:, :1], domain[:, :1], batch.label[:, :1])
             bias, count = (torch.cat([own, rest[:, 1:]], 1) for own, rest in zip(first, (bias, count), strict=True))
+        if self.log_shrink is not None:
+            bias = bias * (count + biases.shrink) / (count + self.log_shrink[domain].exp())
         return level + self.item[domain] * bias, [bias, count.log1p() * LOG_SCALE]
 
     def _user(self, domain: Tensor, events: Events) -> tuple[Tensor | None, list[Tensor]]:

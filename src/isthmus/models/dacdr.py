@@ -10,8 +10,9 @@ X, tokens e_d of the target domain and e_v of the candidate, and CA as in ``isth
 
 Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask (``queries="sequence"``): with one
 key, one domain token or an item without fields, the softmax is 1 and the behaviours have no say.  ``start="bias"`` adds
-biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to h.  h also
-reads the user's id and fields and their product with the candidate's, and the own domain's history (``own_history``).
+biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to h and to a small
+network of their own, which bends them without memorising anyone.  h also reads the user's id and fields and the product of her
+id with the candidate's, and the own domain's history (``own_history``).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 QUERIES = ("target", "sequence")
 STARTS = ("bias", "level")
+BEND = (32, 16)  # hidden widths of the network that bends the biases
 SAMPLE = 2048  # rows of a domain that attention is averaged over
 NOTE = "Mean over users with events; each behaviour type has an attention of its own, and counts as much as the others a user has."
 LIFT = "1: as much as if all events of a behaviour type had the same weight."
@@ -58,8 +60,9 @@ class DACDR(Model):
         queries: ``target``: domain and item ask, behaviours answer; ``sequence``: as printed.
         domain_attention: False: without step 1 (w/o DA).
         item_attention: False: without step 2 (w/o IA).
-        norm: queries and keys are normalised before they are compared.  Without it (as printed) the weights stay close to even.
+        norm: queries and keys are normalised before they are compared.  False: as printed; the weights stay close to even.
         start: ``bias``: from biases of items and users; ``level``: from the domain's mean label alone (as printed).
+        user_id: h reads the user's id; what it learns of known users says little of new ones.
         own_history: read the row's own domain's history beside the others'.
         own_dropout: share of rows whose own history is left out in training, so that users without one are known.
         dropout: share of hidden activations dropped in training.
@@ -84,8 +87,9 @@ class DACDR(Model):
         queries: str = "target",
         domain_attention: bool = True,
         item_attention: bool = True,
-        norm: bool = False,
+        norm: bool = True,
         start: str = "bias",
+        user_id: bool = True,
         own_history: bool = True,
         own_dropout: float = 0.5,
         dropout: float = 0.0,
@@ -104,7 +108,8 @@ class DACDR(Model):
         if not own_history:
             self.needs = Needs(cross_history=True, behaviour=True, history_label=True, context=True)  # type: ignore[misc]
         self.tokens, self.own_history, self.own_dropout = tokens, own_history, own_dropout
-        self.users = EntityFields(schema.user, dim, id_dropout=id_dropout)
+        self.user_id = user_id
+        self.users = EntityFields(schema.user, dim, id_dropout=id_dropout) if user_id or schema.user.fields else None
         self.items = EntityFields(schema.item, dim, id_dropout=id_dropout)
         self.domain = DomainTable(len(schema.domains), tokens * dim, std=0.1)
         self.context = ContextFields(schema.context, dim) if schema.context else None
@@ -132,19 +137,18 @@ class DACDR(Model):
         width = sum(s.width for s in self.stacks if isinstance(s, TwoStep)) + domain_tokens * dim
         self.encoder = MLP(width, hidden, dropout=dropout, out=dim)
         numbers = 0 if self.start is None else self.start.width
-        profile = self.users.fields * dim + 2 * dim
-        self.head = MLP(dim + width + self.items.fields * dim + profile + numbers, hidden, dropout=dropout, out=1)
-        if self.start is not None:
-            last = self.head.layers[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        profile = len(schema.user.fields) + 2 * user_id  # fields, id, id x item
+        self.head = MLP((2 + self.items.fields + profile) * dim + width + numbers, hidden, dropout=dropout, out=1)
+        self.bend = None if self.start is None else MLP(numbers, BEND, out=1)
+        if self.bend is not None:
+            for network in (self.head, self.bend):
+                _start_at_zero(network)
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
         events = self._events(batch)
         domain = self._domain_tokens(batch)
-        user, item = self.users(batch.user), self.items(batch.item)
+        item = self.items(batch.item)
         mask = events.sequences(self.sequences)
         transferred = [stack(x, mask, domain, item, batch.offsets) for stack, x in zip(self.stacks, self._behaviours(events), strict=True)]
 
@@ -153,12 +157,17 @@ class DACDR(Model):
 
         known = [*map(each, transferred), each(domain.flatten(1)[:, None])]
         encoded = self.encoder(torch.cat(known, 2))
-        known += [encoded, item.flatten(2), each(user.flatten(1)[:, None]), user[:, None, 0] * item[:, :, 0], encoded * item[:, :, 0]]
-        if self.start is None:
+        known += [encoded, item.flatten(2), encoded * item[:, :, 0]]
+        if self.users is not None:
+            user = self.users(batch.user)
+            known.append(each(user[:, 1 - self.user_id :].flatten(1)[:, None]))
+            if self.user_id:
+                known.append(user[:, None, 0] * item[:, :, 0])
+        if self.start is None or self.bend is None:
             level = self.biases.level[batch.domain][:, None]
             return Output(level + self.head(torch.cat(known, 2)).squeeze(2))
         first, numbers = self.start(batch, events, self.biases)
-        return Output(first + self.head(torch.cat([*known, numbers], 2)).squeeze(2))
+        return Output(first + (self.bend(numbers) + self.head(torch.cat([*known, numbers], 2))).squeeze(2))
 
     @classmethod
     def grown_args(cls, args: dict[str, Any], new_domains: tuple[str, ...]) -> dict[str, Any]:
@@ -239,3 +248,10 @@ class DACDR(Model):
         fields = self.items(events.item)
         sides = [fields[:, 0]] if len(self.kinds) == 1 else [fields[:, 0], fields[:, 1:].mean(1)]
         return [events.padded(side + kind(events)) for side, kind in zip(sides, self.kinds, strict=True)]
+
+
+def _start_at_zero(network: MLP) -> None:
+    last = network.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
