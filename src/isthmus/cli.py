@@ -504,29 +504,27 @@ def _own_recipe(source: str, events: Events) -> Recipe:
 
 
 def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
-    """Every model that can judge clicks, small enough for two cores."""
-    import dataclasses
-
-    from isthmus.experiment import Recipe, default_models
-    from isthmus.models import get_model
-    from isthmus.task import get_task
+    """Shallow models and networks that judge clicks, small enough for two cores."""
+    from isthmus.experiment import ModelSpec, Recipe
 
     small = {"hidden": [32], "tower": [16]}
-    sized = {
-        "dnn": {"hidden": [64, 32]},
+    networks = {
         "cross_stitch": {"hidden": [32, 16]},
-        "star": {"hidden": [64, 32]},
+        "dnn": {"hidden": [64, 32]},
+        "mmoe": small,
+        "ple": small,
         "shared_bottom": {**small, "hidden": [64]},
-        **{name: {"dim": 16} for name in ("cmf", "emcdr", "sscdr", "ptupcdr")},
+        "star": {"hidden": [64, 32]},
     }
-    models = tuple(
-        spec if get_model(spec.name).shallow else dataclasses.replace(spec, args=sized.get(spec.name, small))
-        for spec in default_models(get_task("ctr"))
+    shallow = (
+        ModelSpec("popularity", control=None),
+        ModelSpec("popularity", "popularity across", {"across": True}, control="popularity"),
+        ModelSpec("bias_transfer", control=None),
     )
     return Recipe(
         "demo",
         "a made-up world, see isthmus.data.synthetic.demo_world",
-        models,
+        (*shallow, *(ModelSpec(name, args=args) for name, args in networks.items())),
         title="Three markets",
         split="global_time",
         split_args={"valid": 0.15, "test": 0.25},
