@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
@@ -376,8 +377,10 @@ def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path
 
 def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:
     """Domain indices that a stage trains on, within those asked for."""
+    sizes = sum(np.diff(dataset.part(part).offsets) for part in ("valid", "test"))
+    tested = [how.train_on == "all" or stage.solve is not None or size > 0 for size in np.atleast_1d(sizes)]
     every = range(len(dataset.schema.domains))
-    return tuple(d for d in every if (how.domains is None or d in how.domains) and (stage.domains is None or d in stage.domains))
+    return tuple(d for d in every if tested[d] and all(asked is None or d in asked for asked in (how.domains, stage.domains)))
 
 
 def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:

@@ -12,6 +12,7 @@ from isthmus.errors import ConfigError, nearest
 DEVICES = ("auto", "cuda", "mps", "cpu")
 SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "full")
 SCHEDULES = ("constant", "linear", "cosine")
+TRAIN_ON = ("all", "tested")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class How:
         tensorboard: also write TensorBoard events into the run's folder.
         progress: a progress bar, when the output is a terminal.
         domains: train and validate on these domain indices only; None: all.
+        train_on: ``all`` domains, or the ``tested`` ones: those with validation or test rows; the others give histories alone.
         targets: choose the epoch by these domain indices only; None: by all that are trained.
     """
 
@@ -78,6 +80,7 @@ class How:
     tensorboard: bool = False
     progress: bool = True
     domains: tuple[int, ...] | None = None
+    train_on: str = "all"
     targets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +91,8 @@ class How:
             raise ConfigError(f"sampler {self.sampler!r}", f"one of {SAMPLERS}", nearest(self.sampler, SAMPLERS))
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r}", f"one of {SCHEDULES}", nearest(self.schedule, SCHEDULES))
+        if self.train_on not in TRAIN_ON:
+            raise ConfigError(f"train_on {self.train_on!r}", f"one of {TRAIN_ON}", nearest(self.train_on, TRAIN_ON))
         for name in ("epochs", "batch_size", "lr", "history_length"):
             _positive(name, getattr(self, name))
         for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop"):

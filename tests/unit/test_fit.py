@@ -22,7 +22,7 @@ from isthmus.batch import Batch, Needs, Output
 from isthmus.checkpoint import Checkpoint, load_tensors, save_weights
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
-from isthmus.data.split import global_time
+from isthmus.data.split import cold_users, global_time
 from isthmus.data.synthetic import make_world
 from isthmus.errors import CheckpointError, ConfigError, FitError, StorageError
 from isthmus.fit import Best, How, Run, build, clip_gradients, fit, load_run, pick_device, resume
@@ -252,6 +252,32 @@ def test_one_domain_alone(data: Dataset) -> None:
     offsets = data.part("train").offsets
     assert run.log[0]["rows"] == offsets[2] - offsets[1]
     assert set(run.log[0]["metrics"]["auc"]) == {"all", data.schema.domain_names[1]}
+
+
+class Reads(Small):
+    """Notes how much of other domains' histories its training rows have."""
+
+    needs = Needs(history=True, cross_history=True)
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, batch: Batch) -> Output:
+        if self.training:
+            assert batch.cross_history is not None
+            self.seen.append(int((batch.cross_history != 0).sum()))
+        return super().forward(batch)
+
+
+def test_training_on_tested_domains_alone_keeps_the_others_histories(tmp_path: Path) -> None:
+    events = make_world(3, users=60, items=30, events=900, user_overlap=1.0, seed=1).events
+    data = encode(events, cold_users(events, "domain1", 0.3, valid=0.3), tmp_path / "data")
+    offsets = data.part("train").offsets
+    for train_on, rows in (("all", offsets[3]), ("tested", offsets[2] - offsets[1])):
+        Reads.seen = []
+        run = fit(small(data, Reads), data, CTR, How(epochs=1, train_on=train_on, device="cpu", progress=False))
+        assert run.log[0]["rows"] == rows
+        assert sum(Reads.seen) > 0
+    with pytest.raises(ConfigError, match="did you mean 'tested'"):
+        How(train_on="test")
 
 
 # Stages

@@ -149,6 +149,7 @@ class Start(Stacked):
     Args:
         schema: of an encoded data set.
         own_history: read the row's own domain.
+        shrink_items: where s starts.
 
     Attributes:
         width: of the numbers.
@@ -156,7 +157,7 @@ class Start(Stacked):
 
     stacked: ClassVar[tuple[str, ...]] = ("item", "log_shrink", "carried", "log_kappa", "own", "log_own_kappa")
 
-    def __init__(self, schema: Schema, own_history: bool) -> None:
+    def __init__(self, schema: Schema, own_history: bool, shrink_items: float = 5.0) -> None:
         super().__init__()
         n = len(schema.domains)
         self.own_history = own_history
@@ -165,7 +166,7 @@ class Start(Stacked):
         def weights(value: float, wanted: bool = True) -> nn.Parameter | None:
             return nn.Parameter(torch.full((n,), value)) if wanted else None
 
-        self.item, self.log_shrink = weights(ITEM, labelled), weights(LOG_KAPPA, rated)
+        self.item, self.log_shrink = weights(ITEM, labelled), weights(math.log(shrink_items), rated)
         self.carried, self.log_kappa = weights(CARRIED, rated), weights(LOG_KAPPA, rated)
         self.own, self.log_own_kappa = weights(1.0, rated and own_history), weights(LOG_KAPPA, rated and own_history)
         self.width = 2 * labelled + (1 + own_history) * (1 + rated)
