@@ -171,6 +171,8 @@ def test_histories_hold_what_is_known_and_nothing_of_the_held_out(tmp_path_facto
     except SplitError:
         return
     split = split.merged() if merged else split
+    if len(np.unique(events.domain[split.part == TRAIN])) < len(events.schema.domains):
+        return  # no data set without training events in a domain
     dataset = encode(events, split, Path(tmp_path_factory.mktemp("cold")) / "data")
     own = events.domain == TARGET
     held = np.isin(split.part, (VALID, TEST))
