@@ -243,7 +243,8 @@ def adapt_curve(
         frame.write_parquet(path)
     with storage.whole_file(out / "curve.svg") as path:
         path.write_text(look(curve_insight(frame, domain)), encoding="utf-8")
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+    shown: dict[str, Any] = {"tbl_rows": -1, "tbl_cols": -1, "tbl_width_chars": 200, "float_precision": 4}
+    with pl.Config(**shown, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         typer.echo(str(summary(frame)))
 
 
@@ -479,9 +480,7 @@ def _narrowed(recipe: Recipe, seeds: int | None, models: list[str] | None, cells
     return recipe.in_cells(cells) if cells else recipe
 
 
-def _run(
-    recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None
-) -> Comparison | Whole:
+def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None) -> Comparison | Whole:
     """Compare, print, write the page."""
     from isthmus.experiment import check_writable
     from isthmus.experiment import compare as run

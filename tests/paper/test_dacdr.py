@@ -307,9 +307,7 @@ def test_attention_of_a_batch() -> None:
     assert events.domain.tolist() == [1, 2, 0, 1, 1, 0, 1, 0, 2]
     x = Plain(model, batch).behaviours(0, 0, 1)
     plain = Plain(model, batch)
-    q, k = (
-        plain.norm(side) @ plain.w[f"stacks.0.domain.{kind}.weight"][0].T for kind, side in (("query", plain.domain(0)), ("key", x))
-    )
+    q, k = (plain.norm(side) @ plain.w[f"stacks.0.domain.{kind}.weight"][0].T for kind, side in (("query", plain.domain(0)), ("key", x)))
     np.testing.assert_allclose(weights[0, 0, :, 1:3].numpy(), plain.softmax(q @ k.T / 2), rtol=1e-4)
 
 

@@ -188,9 +188,7 @@ def _write_seen(folder: Path, train: Rows, schema: Schema) -> None:
     arrow.write(folder / "counts.arrow", {"key": np.concatenate(keys), "count": np.concatenate(counts)})
 
 
-def _write_catalogues(
-    folder: Path, events: Events, split: Split, item_code: np.ndarray, schema: Schema, base: Dataset | None
-) -> None:
+def _write_catalogues(folder: Path, events: Events, split: Split, item_code: np.ndarray, schema: Schema, base: Dataset | None) -> None:
     """The items of each domain, and the first part in which each is known; a domain without events keeps the base's."""
     parts = [Rows.load(folder / name, schema) for name in PART_NAMES]
     found, absent = [], np.bincount(events.domain, minlength=len(schema.domains)) == 0
@@ -217,9 +215,7 @@ def _new_codes(folder: Path, base: Dataset) -> np.ndarray:
     return np.append([PADDING, UNKNOWN], Vocabulary.load(folder / "item.ids.arrow").encode(base.item_vocabulary.ids))
 
 
-def _manifest(
-    folder: Path, schema: Schema, split: Split, scalers: dict[str, Any], events: Events, base: Dataset | None
-) -> dict[str, Any]:
+def _manifest(folder: Path, schema: Schema, split: Split, scalers: dict[str, Any], events: Events, base: Dataset | None) -> dict[str, Any]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     rows = {part: np.diff(arrow.read(folder / part / "offsets.arrow")["value"]).tolist() for part in PART_NAMES}
     return {

@@ -60,7 +60,6 @@ class CrossStitchNetwork(Network, Growing):
         own = self.alpha[-1][domain_of_rows(offsets, x.device)]
         return self.out(torch.bmm(own[:, None], h).squeeze(1), offsets)  # stitch, for the row's own network alone
 
-
     def grow_from(self, old: CrossStitchNetwork) -> set[str]:
         """A new network mixes like the mean of the old ones, and the old ones take nothing from it."""
         d = len(old.out.weight)
