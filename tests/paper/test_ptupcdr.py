@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from isthmus.batch import Batch, Pool
+from isthmus.layers.bridges import choose
 from isthmus.models.ptupcdr import PTUPCDR
-from isthmus.schema import Schema
+from isthmus.schema import Domain, Entity, Schema
 
 
 def small(schema: Schema) -> PTUPCDR:
@@ -62,6 +63,38 @@ def test_scores_by_hand(schema: Schema) -> None:
 def test_padding_before_a_history_does_not_matter(schema: Schema) -> None:
     model = small(schema)
     assert torch.equal(model(asked([5], [[2, 3]])).logit, model(asked([5], [[0, 0, 2, 3]])).logit)
+
+
+def test_characteristics_are_those_of_a_padded_softmax() -> None:
+    torch.manual_seed(0)
+    domains, rows, length = 3, 40, 12
+    domain_names = tuple(Domain(name) for name in "abc")
+    model = PTUPCDR(Schema(Entity("user", (), 50, 50), Entity("item", (), 9, 11), domain_names, label="click"), dim=3, hidden=5)
+    domain, keep = torch.randint(domains, (rows,)).sort().values, torch.rand(rows) < 0.7
+    past = torch.randint(1, 11, (rows, length))  # often the same item; 1, 9 and 10 have no vector
+    past[torch.arange(length) < torch.randint(length + 1, (rows, 1))] = 0
+    past[::7] = 0
+    where = (domain[:, None] + torch.randint(1, domains, past.shape)) % domains
+    offsets = tuple(torch.searchsorted(domain, torch.arange(domains + 1)).tolist())
+    user, item = torch.full((rows,), 2), torch.full((rows, 1), 2)
+    batch = Batch(user, item, domain, offsets, cross_history=past, cross_domain=torch.where(past > 0, where, -1))
+    found = model.characteristics(batch, choose(batch, keep))
+
+    known = (past > 1) & (past < 9)
+    v = model.items.weight.view(domains, 9, 4)[where, past * known] * known[..., None]
+    v, real, first, d = v[keep].detach(), (past > 0)[keep], model.attention.layers[0], domain[keep]
+    hidden = (torch.einsum("nhw,nlw->nlh", first.weight[d], v) + first.bias[d][:, None]).relu()
+    score = torch.einsum("nh,nlh->nl", model.attend.weight[d, 0], hidden)
+    weight = torch.nan_to_num(score.masked_fill(~real, -torch.inf).softmax(1))
+    expected = (weight[..., None] * v).sum(1)
+
+    assert 0 < (~real.any(1)).sum() < len(real)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(found)
+    for weights in (first.weight, first.bias, model.attend.weight):
+        one, two = (torch.autograd.grad(x, weights, slope, retain_graph=True)[0] for x in (found, expected))
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, two)
 
 
 def stage_two(model: PTUPCDR, batch: Batch) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.models.sscdr import SSCDR
-from isthmus.schema import Schema
+from isthmus.schema import Domain, Entity, Schema
 
 
 def small(schema: Schema, **settings: float) -> SSCDR:
@@ -92,6 +92,49 @@ def test_items_that_both_have_and_dislikes_are_in_no_order(schema: Schema) -> No
     assert losses_of(model, asked([2, 3], [[2, 3], [3, 3]]))["unsupervised"] == pytest.approx(9 + 0.25 - 5)  # for user 3: 2 is new
     assert losses_of(model, asked([2, 3], [[0, 2], [0, 2]]))["unsupervised"] == 0
     assert losses_of(model, asked([2, 3], [[0, 2], [0, 3]], [[0.0, 1.0], [0.0, 5.0]]))["unsupervised"] == 0
+
+
+def test_the_order_of_neighbours_in_random_histories() -> None:
+    torch.manual_seed(0)
+    domains, rows, length, size = 3, 40, 8, 7
+    schema = Schema(Entity("user", (), 60, 60), Entity("item", (), size, size), tuple(Domain(name) for name in "abc"), label="rating")
+    model = SSCDR(schema, dim=2, mapping="linear", margin=0.3, weight=1.0)
+    model.biases.level = torch.tensor([2.0, 3.0, 1.0])
+    for weight in model.mapping.parameters():
+        torch.nn.init.normal_(weight)
+    model.users.present[:] = torch.rand(60, domains) < 0.8
+    domain, user = torch.randint(domains, (rows,)).sort().values, torch.randint(2, 60, (rows,))
+    past = torch.randint(2, size, (rows, length))
+    past[torch.arange(length) < torch.randint(length + 1, (rows, 1))] = 0
+    where = torch.where(past > 0, (domain[:, None] + torch.randint(1, domains, past.shape)) % domains, -1)
+    offsets = tuple(torch.searchsorted(domain, torch.arange(domains + 1)).tolist())
+    rating = torch.randint(1, 6, past.shape).float()
+    batch = Batch(user, user[:, None], domain, offsets, cross_history=past, cross_domain=where, cross_label=rating)
+
+    hinges, strangers, weights = [], 0, [w.detach() for w in model.mapping.parameters()]
+    here = [model.users.present[u, d] and model.users.present[u].sum() > 1 for u, d in zip(user, domain, strict=True)]
+    for d in range(domains):
+        group = [n for n in range(rows) if here[n] and domain[n] == d]
+        for n, other in zip(group, group[1:] + group[:1], strict=True):
+            x = model.users.factors.weight[60 * d + user[n], :2].detach()
+            met = {(where[n, k].item(), past[n, k].item()) for k in range(length)}
+            for k in range(length):
+                mine, theirs = ((where[m, k].item(), past[m, k].item()) for m in (n, other))
+                if mine[1] == 0 or theirs[1] == 0:
+                    continue
+                if any(rating[m, k] <= model.biases.level[where[m, k]] for m in (n, other)):
+                    continue
+                if theirs in met:
+                    strangers += 1
+                    continue
+                far, farther = (
+                    ((weights[0][d, :2, :2] @ model.items.weight[size * e + i, :2] + weights[1][d, :2] - x) ** 2).sum()
+                    for e, i in (mine, theirs)
+                )
+                hinges.append((0.3 + far - farther).relu())
+    assert len(hinges) > 10
+    assert strangers > 10
+    assert losses_of(model, batch)["unsupervised"] == pytest.approx(torch.stack(hinges).mean().item())
 
 
 def test_a_batch_without_overlapping_users_trains_nothing(schema: Schema) -> None:

@@ -132,7 +132,4 @@ def test_an_unknown_mapping_is_refused() -> None:
 
 def test_the_mean_of_none_is_zero() -> None:
     assert mean_of(torch.zeros(0)) == 0
-    value = torch.tensor([1.0, 2.0, 6.0])
-    assert mean_of(value) == 3
-    assert mean_of(value, torch.tensor([True, False, True])) == 3.5
-    assert mean_of(value, torch.zeros(3, dtype=torch.bool)) == 0
+    assert mean_of(torch.tensor([1.0, 2.0, 6.0])) == 3

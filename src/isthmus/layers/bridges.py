@@ -208,8 +208,6 @@ class Mapping(nn.Module):
         return self.map(x, offsets)
 
 
-def mean_of(value: Tensor, keep: Tensor | None = None) -> Tensor:
-    """The mean of the values to keep (all without ``keep``, of the same shape), a scalar; exactly 0 of none."""
-    if keep is None:
-        return value.sum() / max(value.numel(), 1)
-    return (value * keep).sum() / keep.sum().clamp_min(1)
+def mean_of(value: Tensor) -> Tensor:
+    """The mean of the values, a scalar; exactly 0 of none."""
+    return value.sum() / max(value.numel(), 1)

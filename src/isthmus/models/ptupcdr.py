@@ -34,6 +34,7 @@ from isthmus.layers import losses
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, item_side, user_side
 from isthmus.layers.domain import DomainLinear, DomainMLP
+from isthmus.layers.past import past_of
 from isthmus.model import Model, Retriever, Stage
 from isthmus.schema import Schema
 
@@ -84,15 +85,12 @@ class PTUPCDR(Retriever):
 
     def characteristics(self, batch: Batch, rows: Chosen) -> Tensor:
         """(n, dim + 1): the attention-weighted mean of the source items of the chosen rows' users; 0 without any."""
-        assert batch.cross_history is not None
-        assert batch.cross_domain is not None
-        item, domain = batch.cross_history[rows.place], batch.cross_domain[rows.place]
+        past = past_of(batch, rows)
         with torch.no_grad():
-            v = self.items(item, domain)
-        offsets = [bound * item.shape[1] for bound in rows.offsets]
-        score = self.attend(self.attention(v.flatten(0, 1), offsets), offsets).view(item.shape)
-        weight = score.masked_fill(item == 0, losses.MASKED).softmax(1)  # of padding alone: v is 0
-        return (weight[..., None] * v).sum(1)
+            v = self.items(past.item, past.domain)
+        offsets = past.offsets
+        score = self.attend(self.attention(v, offsets), offsets).squeeze(1)
+        return past.total(past.softmax(score)[:, None] * v)
 
     def _task_oriented(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The task's loss of the overlapping users' rows, scored over their bridges; other rows weigh nothing."""

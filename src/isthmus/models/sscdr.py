@@ -33,6 +33,7 @@ from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, Mapping, mean_of
+from isthmus.layers.past import Past, find, past_of
 from isthmus.model import Model, Retriever, Stage
 from isthmus.schema import Schema
 
@@ -95,40 +96,55 @@ class SSCDR(Retriever):
         return [Stage("spaces", spaces, known=True), Stage("mapping", list(self.mapping.parameters()), loss=self._distances)]
 
     def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
-        own, (near, has, _) = self.mapping(self.users.source(rows), rows.offsets), self._neighbours(batch, rows)
-        count = has.sum(1, keepdim=True)
-        mean = (near * has[..., None]).sum(1) / count.clamp_min(1)
+        own, liked = self.mapping(self.users.source(rows), rows.offsets), self._liked(past_of(batch, rows, labels=True))
+        count = liked.total(torch.ones_like(liked.row))[:, None]
+        mean = liked.total(self._mapped(liked)) / count.clamp_min(1)
         place = torch.lerp(own[:, :-1], mean, self.share * (count > 0).to(mean.dtype))
         return torch.cat([place, own[:, -1:]], 1)
 
-    def _neighbours(self, batch: Batch, rows: Chosen) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the source items in the histories of n rows.
+    def _liked(self, past: Past) -> Past:
+        return past if past.label is None else past.where(past.label > self.biases.level[past.domain])
 
-        Returns:
-            (n, L, dim) where the mapping puts them, (n, L) bool those that the user has, and (n, L) int64 which they are.
-        """
-        assert batch.cross_history is not None
-        assert batch.cross_domain is not None
-        item, domain = batch.cross_history[rows.place], batch.cross_domain[rows.place]
-        has = item > 0
-        if batch.cross_label is not None:
-            has = has & (batch.cross_label[rows.place] > self.biases.level[domain.clamp_min(0)])
+    def _mapped(self, past: Past) -> Tensor:
+        """(E, dim): where the mapping puts the items."""
         with torch.no_grad():
-            y = self.items(item, domain)
-        y = torch.cat([y[..., :-1], torch.zeros_like(y[..., -1:])], -1)
-        mapped = self.mapping(y.flatten(0, 1), [bound * item.shape[1] for bound in rows.offsets]).view(y.shape)
-        return mapped[..., :-1], has, domain * self.schema.item.size + item
+            y = self.items(past.item, past.domain)
+        y = torch.cat([y[:, :-1], torch.zeros_like(y[:, -1:])], 1)
+        return self.mapping(y, past.offsets)[:, :-1]
 
     def _distances(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         rows = self.users.overlapping(batch)
         target = self.users.factors(rows.user, rows.domain)
         supervised = (self.mapping(self.users.source(rows), rows.offsets) - target).square().sum(1)
-        near, has, which = self._neighbours(batch, rows)
-        other = _next(rows.offsets).to(target.device)
-        strange = ~(which[other][:, :, None] == which[:, None, :]).any(-1)  # the next user's items that this one never met
-        far, farther = ((y - target[:, None, :-1]).square().sum(-1) for y in (near, near[other]))
+        past = past_of(batch, rows, labels=True)
+        liked = self._liked(past)
+        has, misses = self._pairs(past, liked, _next(rows.offsets).to(target.device))
+        place, user = self._mapped(liked), target[liked.row[has], :-1]
+        far, farther = ((place[item] - user).square().sum(1) for item in (has, misses))
         hinge = (self.margin + far - farther).relu()
-        return {"supervised": mean_of(supervised), "unsupervised": self.weight * mean_of(hinge, has & has[other] & strange)}
+        return {"supervised": mean_of(supervised), "unsupervised": self.weight * mean_of(hinge)}
+
+    def _pairs(self, past: Past, liked: Past, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs of a user's liked item and the one in the same column of another user's history, liked too, that she never met.
+
+        Args:
+            past: n rows' events.
+            liked: some of them.
+            other: (n,) int64 the row of the other user.
+
+        Returns:
+            (P,) and (P,) int64 places among ``liked``.
+        """
+
+        def key(row: Tensor, domain: Tensor, item: Tensor) -> Tensor:
+            return (row * len(self.schema.domains) + domain) * self.schema.item.size + item
+
+        length = liked.shape[1]
+        theirs, both = find(other[liked.row] * length + liked.column, liked.row * length + liked.column)
+        mine, theirs = both.nonzero().flatten(), theirs[both]
+        met = key(past.row, past.domain, past.item).sort().values
+        _, known = find(key(liked.row[mine], liked.domain[theirs], liked.item[theirs]), met)
+        return mine[~known], theirs[~known]
 
 
 def _next(offsets: tuple[int, ...]) -> Tensor:
