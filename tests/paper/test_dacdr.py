@@ -187,6 +187,9 @@ class Plain:
         carried = w["start.carried"][d] * sum(cross) / (len(cross) + math.exp(w["start.log_kappa"][d]))
         here = w["start.own"][d] * (sum(own) - len(own) * carried) / (len(own) + math.exp(w["start.log_own_kappa"][d]))
         numbers = [bias, math.log(1 + count) / 4, carried, here, math.log(1 + len(cross)) / 4, math.log(1 + len(own)) / 4]
+        done = self.events(row)
+        known = [float(self.model.biases.item(torch.tensor(e[0]), torch.tensor(e[1]))[1]) for e in done]
+        numbers += [sum(e[3] ** 2 for e in done) / (len(done) + 2), sum(math.log(1 + k) / 4 for k in known) / (len(done) + 2)]
         bias = numbers[0] = bias * (count + 5) / (count + math.exp(w["start.log_shrink"][d]))
         return float(self.model.biases.level[d]) + w["start.item"][d] * bias + carried + here, numbers
 

@@ -27,6 +27,7 @@ class Events:
         own: (E,) bool, of the row's own domain.
         behaviour: (E,) int64 codes, or None where the data have no types.
         residual: (E,) ratings less level and item bias; None where the data have no ratings.
+        count: (E,) the items' numbers of events; None where the data have no ratings.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class Events:
     own: Tensor
     behaviour: Tensor | None
     residual: Tensor | None
+    count: Tensor | None
 
     def padded(self, x: Tensor) -> Tensor:
         """Values (E, ...) -> (B, length, ...), 0 (False) elsewhere."""
@@ -81,6 +83,10 @@ def events_of(batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | 
     place = row * length + torch.arange(len(row), device=row.device) - first
     at = row * real.shape[1] + column
     item, domain = item.flatten()[at], domain.flatten()[at]
+    residual = count = None
+    if label is not None:
+        bias, count = biases.item(item, domain)
+        residual = label.flatten()[at] - biases.level[domain] - bias
     return Events(
         rows=len(real),
         length=length,
@@ -90,7 +96,8 @@ def events_of(batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | 
         domain=domain,
         own=column >= elsewhere,
         behaviour=None if behaviour is None else behaviour.flatten()[at],
-        residual=None if label is None else biases.residual(item, domain, label.flatten()[at]),
+        residual=residual,
+        count=count,
     )
 
 

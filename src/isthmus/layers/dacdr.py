@@ -18,6 +18,7 @@ from isthmus.layers.growing import Stacked
 from isthmus.schema import Schema
 
 ITEM, CARRIED, LOG_KAPPA = 1.0, 0.7, math.log(5.0)  # where the weights of the biases start
+MANNER = 2.0  # events that nothing known of a user's manner is worth
 LOG_SCALE = 0.25  # of log(1 + count): about 0..1 for up to 50
 
 
@@ -169,10 +170,10 @@ class Start(Stacked):
         self.item, self.log_shrink = weights(ITEM, labelled), weights(math.log(shrink_items), rated)
         self.carried, self.log_kappa = weights(CARRIED, rated), weights(LOG_KAPPA, rated)
         self.own, self.log_own_kappa = weights(1.0, rated and own_history), weights(LOG_KAPPA, rated and own_history)
-        self.width = 2 * labelled + (1 + own_history) * (1 + rated)
+        self.width = 2 * labelled + (1 + own_history) * (1 + rated) + 2 * rated
 
     def forward(self, batch: Batch, events: Events, biases: Biases) -> tuple[Tensor, Tensor]:
-        """The start (B, C) and the numbers (B, C, width): item bias, its log count, user, log number of events."""
+        """The start (B, C) and the numbers (B, C, width): item bias, its log count, user, log number of events, how she rates."""
         domain = batch.domain[:, None]
         start, item = self._item(batch, domain.expand_as(batch.item), biases)
         user, numbers = self._user(domain, events)
@@ -203,9 +204,12 @@ class Start(Stacked):
         if self.carried is None or self.log_kappa is None:
             return None, counts
         assert events.residual is not None
+        assert events.count is not None
+        # How she rates: the spread of what items leave unexplained, and how well known what she rates is.
+        manner = [total(x) / (n + m + MANNER) for x in (events.residual.square(), events.count.log1p() * LOG_SCALE)]
         carried = self.carried[domain] * total(events.residual * (1 - own)) / (n + self.log_kappa[domain].exp())
         if self.own is None or self.log_own_kappa is None:
-            return carried, [carried, *counts]
+            return carried, [carried, *counts, *manner]
         surprise = total(events.residual * own) - m * carried
         here = self.own[domain] * surprise / (m + self.log_own_kappa[domain].exp())
-        return carried + here, [carried, here, *counts]
+        return carried + here, [carried, here, *counts, *manner]
