@@ -28,7 +28,7 @@ from isthmus.score import score
 from isthmus.scores import Scores
 from isthmus.task import Task
 
-FORMAT = 2  # raise when the meaning of a finished part changes
+FORMAT = 3  # raise when the meaning of a finished part changes
 HARMLESS = ("progress", "threads", "tensorboard", "checkpoint_minutes", "targets")  # settings that are no part of a question
 
 Say = Callable[[str], None]
