@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 Source = Annotated[
-    str, typer.Argument(help="A parquet or csv file, a folder, a glob, or the name of a public set (xmrec, ciao, epinions, movielens).")
+    str, typer.Argument(help="A parquet or csv file, a folder, a glob, or a source: xmrec, ciao, epinions, douban, movielens, world.")
 ]
 User = Annotated[str, typer.Option(help="Column of the user ids.")]
 Item = Annotated[str, typer.Option(help="Column of the item ids.")]

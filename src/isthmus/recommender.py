@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import weakref
@@ -12,6 +13,7 @@ from typing import Any
 import polars as pl
 import torch
 
+from isthmus.adapt import Adapted, adapt
 from isthmus.data.batches import query_batch
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
@@ -37,6 +39,7 @@ class Recommender:
         rec = Recommender("mmoe").fit(frame, user="uid", item="iid", domain="market", label="click", time="ts")
         rec.recommend("u1", "small", k=10)
         rec.ledger()          # against single-domain controls and the best shallow models
+        rec.adapt(new_frame)  # on to the domains that are new in it; the others' scores stay as they are
 
     Args:
         model: a model's name (``isthmus models`` lists them).
@@ -66,6 +69,7 @@ class Recommender:
         self.task = None if task is None else get_task(task)
         How.of(fit or {})  # refuses unknown settings before any data are read
         self.settings = dict(fit or {})
+        self._columns: dict[str, Any] = {}
         self._fitted: tuple[Events, Split, Dataset, Run] | None = None
 
     def fit(self, frame: Any, *, split: Split | None = None, **columns: Any) -> Recommender:
@@ -79,19 +83,44 @@ class Recommender:
         Raises:
             DataError: the data are not what was declared.
         """
-        if isinstance(frame, (str, Path)):
-            events = table.load(frame, **columns).events
-        else:
-            events = read_events(frame, **columns)
+        events = _read(frame, columns)
         self.task = self.task or default_task(events.schema, get_model(self.spec.name).tasks)
         split = make_split(events, self._recipe(()), split)
         dataset = encode(events, split, self.folder / "data", overwrite=True)
-        shutil.rmtree(self.folder / "run", ignore_errors=True)  # a new fit replaces the old one, as the data do
+        for old in (self.folder / "run", self.folder / "adapted"):  # a new fit replaces the old one, as the data do
+            shutil.rmtree(old, ignore_errors=True)
         how = How.of(self.settings)
         model = build(self.spec.name, dataset.schema, self.spec.args, seed=how.seed)
         run = fit(model, dataset, self.task, how, self.folder / "run", resume=False)
-        self._fitted = (events, split, dataset, run)
+        self._columns, self._fitted = columns, (events, split, dataset, run)
         return self
+
+    def adapt(self, frame: Any, *, split: Split | None = None, fit: dict[str, Any] | None = None, **columns: Any) -> Adapted:
+        """Goes on to new domains: only what is theirs is trained, all other weights stay as they are, bit by bit.
+
+        Args:
+            frame: their events, and the old domains' events as far as the new domains' users' histories shall hold them.
+            split: as in ``fit``.
+            fit: settings of ``How`` for this training; by default those of ``fit``.
+            columns: as in ``fit``, where they differ from what it was told.
+
+        Returns:
+            What was trained, and what it did to the old domains' scores.  ``recommend`` knows the new domains from here on, and
+            the histories of this frame; ``ledger`` compares on this frame's events.
+
+        Raises:
+            ConfigError: not fitted yet, no new domain, or a model that cannot adapt (fitted in closed form).
+            DataError: the data are not what was declared.
+        """
+        _, _, base, run = self._need()
+        events = _read(frame, self._columns | columns)
+        split = make_split(events, self._recipe(()), split)
+        folder = self.folder / "adapted" / str(len(base.schema.domains))  # the base is read from disk while it is adapted
+        dataset = encode(events, split, folder / "data", overwrite=True, base=base)
+        usual = dataclasses.asdict(run.how) | {"domains": None, "targets": None}
+        adapted = adapt(run, dataset, base, how=How.of(usual | (fit or {})), out=folder / "run")
+        self._fitted = (events, split, dataset, adapted.run)
+        return adapted
 
     def recommend(
         self, user: Any, domain: str, k: int = 10, *, items: Sequence[Any] | None = None, exclude_seen: bool = True
@@ -160,6 +189,10 @@ class Recommender:
 
     def __repr__(self) -> str:
         return f"Recommender({self.spec.name!r}, {'fitted' if self._fitted else 'not fitted'})"
+
+
+def _read(frame: Any, columns: dict[str, Any]) -> Events:
+    return table.load(frame, **columns).events if isinstance(frame, (str, Path)) else read_events(frame, **columns)
 
 
 def _end_of_time() -> Any:

@@ -93,3 +93,24 @@ def test_a_second_fit_replaces_the_first(frame: pl.DataFrame, tmp_path: Path) ->
     for part in (frame, frame.filter(pl.col("iid") != frame["iid"][0])):
         rec.fit(part, **COLUMNS)
     assert frame["iid"][0] not in set(rec.recommend("nobody", frame["market"][0], k=100)["item"])
+
+
+def test_adapting_takes_it_to_a_new_domain_and_leaves_the_old_ones(frame: pl.DataFrame, tmp_path: Path) -> None:
+    old, new = frame["market"].unique(maintain_order=True)
+    rec = Recommender("mmoe", folder=tmp_path, fit=FIT, dim=4, hidden=[8], tower=[4]).fit(frame.filter(market=old), **COLUMNS)
+    user = frame.filter(market=old)["uid"][0]
+    before = rec.recommend(user, old, k=5)
+    with pytest.raises(ConfigError, match=new):
+        rec.recommend(user, new)
+    adapted = rec.adapt(frame.rename({"ts": "when"}), time="when", fit={"epochs": 1})
+    assert adapted.domains == (new,)
+    assert len(adapted.run.log) == 1
+    assert [effect.change for effect in adapted.effects] == [0.0]
+    assert rec.recommend(user, old, k=5).equals(before)
+    assert len(rec.recommend(user, new, k=5)) == 5
+    with pytest.raises(ConfigError, match="no domain beside"):
+        rec.adapt(frame)
+    with pytest.raises(ConfigError, match="learnt nothing"):
+        Recommender().adapt(frame)
+    assert rec.fit(frame, **COLUMNS).recommend(user, new, k=5).height == 5  # a new fit starts afresh
+    assert not (tmp_path / "adapted").exists()
