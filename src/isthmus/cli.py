@@ -324,6 +324,31 @@ def retrieve(
 
 
 @app.command()
+def look(
+    run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
+    data: Annotated[Path, typer.Option(help="The data folder the run was fitted on.")],
+    user: Annotated[list[str] | None, typer.Option(help="A user's id, may be given several times; default: averages.")] = None,
+    domain: Annotated[str | None, typer.Option(help="The one target domain to ask users about; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page with figures too.")] = None,
+) -> None:
+    """Look inside a fitted model: on average, or for single users as of now.
+
+    Example:  [bold]isthmus look runs/dacdr --data data/ --user u12 -o look.html[/]
+    """
+    from isthmus.data.dataset import Dataset
+    from isthmus.fit import load_run
+    from isthmus.inside import look_inside
+    from isthmus.report import print_looks, write_looks
+
+    loaded = load_run(run)
+    found = look_inside(loaded.model, Dataset.load(data), user, domain, how=loaded.how)
+    print_looks(found, _console())
+    if out is not None:
+        facts = (("model", type(loaded.model).__name__), ("run", str(run)), ("data", str(data)))
+        _console().print(f"\npage: {write_looks(found, out, facts)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def compare(
     source: Annotated[str, typer.Argument(help="A recipe (.toml), or your own events (parquet or csv).")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: runs/<name>.")] = None,

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from isthmus.errors import ConfigError, nearest
 
 Kind = Literal["heatmap", "bars", "lines", "scatter"]
-NUMERIC = {"heatmap": ("value",), "bars": ("value",), "lines": ("x", "value"), "scatter": ("x", "y")}
+NUMERIC = {"heatmap": ("value", "beside"), "bars": ("value",), "lines": ("x", "value"), "scatter": ("x", "y")}
+OPTIONAL = {"heatmap": ("beside",), "bars": ("y",), "lines": ("y",), "scatter": ("value",)}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Insight:
         x, y, value: names of columns of ``rows``; they also name the axes.  ``bars`` and ``lines`` of one series have
             y = "", points of one colour value = "".
         note: what a reader must know to read it right.
+        beside: of a heatmap, the column of a number to hold ``value`` against, written in brackets; "": none.
 
     Raises:
         ConfigError: an unknown kind, no rows, a row without a named column, or a value that cannot be drawn.
@@ -43,13 +45,14 @@ class Insight:
     y: str
     value: str
     note: str = ""
+    beside: str = ""
 
     def __post_init__(self) -> None:
         kinds = get_args(Kind)
         if self.kind not in kinds:
             raise ConfigError(f"insight {self.name!r} of kind {self.kind!r}", f"one of {kinds}", nearest(self.kind, kinds))
-        optional = {"bars": "y", "lines": "y", "scatter": "value"}.get(self.kind)
-        used = {role: column for role in ("x", "y", "value") if (column := getattr(self, role)) or role != optional}
+        roles = ("x", "y", "value", "beside") if self.kind == "heatmap" else ("x", "y", "value")
+        used = {role: column for role in roles if (column := getattr(self, role)) or role not in OPTIONAL[self.kind]}
         if not self.rows:
             raise ConfigError(f"insight {self.name!r} without rows", "at least one", "leave the insight out")
         for number, row in enumerate(self.rows):
@@ -73,4 +76,4 @@ class Insight:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Insight:
         """The inverse of ``to_dict``."""
-        return cls(**{f.name: raw[f.name] for f in fields(cls)})
+        return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})

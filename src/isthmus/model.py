@@ -130,6 +130,15 @@ class Model(nn.Module, ABC):
         """What there is to see inside a fitted model, for the report; nothing unless overridden."""
         return []
 
+    def look(self, dataset: Dataset, batches: Sequence[Batch]) -> list[Insight]:
+        """What there is to see of one user; nothing unless overridden.
+
+        Args:
+            dataset: whose vocabularies know the ids of items.
+            batches: one for each domain asked about, each of one row: the user as of now, without candidates.
+        """
+        return []
+
 
 class Retriever(Model):
     """A model whose score is a dot product, so that its items can be indexed."""

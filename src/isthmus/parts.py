@@ -20,6 +20,7 @@ from isthmus.data.encode import encode
 from isthmus.data.events import Events
 from isthmus.data.split import Split
 from isthmus.fit import How, Run, build, fit
+from isthmus.inside import examples
 from isthmus.insight import Insight
 from isthmus.line import JOINT, SINGLE, ModelSpec, args_of, fit_of, grid_points
 from isthmus.models import get_model
@@ -186,7 +187,7 @@ class Part:
     @staticmethod
     def _look(run: Run, dataset: Dataset, group: Group) -> list[Insight]:
         """What the model shows of itself; of several trainings each one says whose it is."""
-        found = run.model.insights(dataset)
+        found = run.model.insights(dataset) + examples(run.model, dataset, run.how)
         if group.domain is None:
             return found
         return [dataclasses.replace(i, name=f"{i.name}-{group.domain}", title=f"{i.title} (target {group.domain})") for i in found]

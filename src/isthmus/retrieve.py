@@ -106,6 +106,11 @@ def retrieve(
     return Retrieved(item, score)
 
 
+def batch_now(model: Model, dataset: Dataset, user: np.ndarray, domain: int, how: How | None = None) -> Batch:
+    """Users (Q,) as ``retrieve`` asks for them now, with all that the data hold, and without candidates."""
+    return _Ask(model, dataset, domain, how or How(), None).now(user).batch(slice(None), np.zeros((len(user), 0), np.int64))
+
+
 def build_index(
     model: Model,
     dataset: Dataset,
@@ -135,7 +140,7 @@ def build_index(
     some = np.sort(np.random.default_rng(0).permutation(users)[:QUERIES])
     code = dataset.catalogue(domain, catalogue).astype(np.int64)
     with scoring(model):
-        part = ask.of(some, np.full(len(some), NOW) if dataset.schema.timed else None, slice(None))
+        part = ask.now(some)
         vectors = torch.cat([ask.item_vectors(torch.from_numpy(some)) for some in np.split(code, np.arange(PAIRS, len(code), PAIRS))])
         hide = dataset.history.items(some, part.time, domain) if exclude_seen else None
         queries = part.vectors() if len(some) else None
@@ -170,6 +175,10 @@ class _Ask:
         context = {name: values[rows] for name, values in self.context.items()} if self.context else self.context
         moment = None if time is None else time[rows]
         return _Ask(self.model, self.dataset, self.domain, self.how, context, user[rows], moment)
+
+    def now(self, user: np.ndarray) -> _Ask:
+        """The same question of these users, with all that the data hold."""
+        return self.of(user, np.full(len(user), NOW) if self.dataset.schema.timed else None, slice(None))
 
     def batch(self, rows: slice, item: np.ndarray) -> Batch:
         """Rows of the users with (Q, C) candidates."""

@@ -18,6 +18,7 @@ COMMANDS = (
     "doctor",
     "prepare",
     "fit",
+    "look",
     "adapt",
     "adapt-curve",
     "compare",

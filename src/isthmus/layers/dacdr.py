@@ -112,6 +112,19 @@ class TwoStep(nn.Module):
         return found.flatten(2)
 
 
+def event_shares(events: Events, weights: Tensor, types: int) -> tuple[Tensor, Tensor]:
+    """The part of its row's attention that each event gets; see ``mass_by_kind``.
+
+    Returns:
+        (E,) int64, which behaviour type, from 0; (2, E), as it is and if it were even: the events of a row sum to 1.
+    """
+    kind = torch.zeros_like(events.row) if events.behaviour is None or types == 1 else events.behaviour - 1
+    sequence = events.row * types + kind
+    even = 1 / torch.bincount(sequence).to(weights.dtype)[sequence]
+    share = [value / events.total(value)[events.row] for value in (weights.mean(2).sum(1).flatten()[events.place], even)]
+    return kind, torch.stack(share)
+
+
 def mass_by_kind(events: Events, weights: Tensor, domains: int, types: int) -> Tensor:
     """Attention by source domain and behaviour type, the mean over the rows with events.
 
@@ -124,15 +137,9 @@ def mass_by_kind(events: Events, weights: Tensor, domains: int, types: int) -> T
         (2, domains, types): as it is, and as it were if each sequence's events had the same weight; each sums to 1 (zeros
         without events).
     """
-    kind = torch.zeros_like(events.row) if events.behaviour is None or types == 1 else events.behaviour - 1
-    sequence = events.row * types + kind
-    even = 1 / torch.bincount(sequence).to(weights.dtype)[sequence]
-    found = []
-    for value in (weights.mean(2).sum(1).flatten()[events.place], even):
-        total = events.total(value)
-        share = value / total[events.row] / (total > 0).sum()
-        found.append(share.new_zeros(domains * types).index_add(0, events.domain * types + kind, share))
-    return torch.stack(found).view(2, domains, types)
+    kind, share = event_shares(events, weights, types)
+    share = share / (torch.bincount(events.row) > 0).sum()
+    return share.new_zeros(2, domains * types).index_add(1, events.domain * types + kind, share).view(2, domains, types)
 
 
 class Start(Stacked):

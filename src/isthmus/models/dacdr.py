@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError, nearest
 from isthmus.insight import Insight
+from isthmus.layers.attention_looks import AttentionLooks
 from isthmus.layers.behaviours import EventKinds, Events, events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.checks import require_share
-from isthmus.layers.dacdr import Start, TwoStep, mass_by_kind
+from isthmus.layers.dacdr import Start, TwoStep
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.mlp import MLP
 from isthmus.layers.table import DomainTable
@@ -44,8 +45,6 @@ QUERIES = ("target", "sequence")
 STARTS = ("bias", "level")
 BEND = (32, 16)  # hidden widths of the network that bends the biases
 SAMPLE = 2048  # rows of a domain that attention is averaged over
-NOTE = "Mean over users with events; each behaviour type has an attention of its own, and counts as much as the others a user has."
-LIFT = "1: as much as if all events of a behaviour type had the same weight."
 
 
 class DACDR(Model):
@@ -176,6 +175,12 @@ class DACDR(Model):
         """New domains have W_Q, W_K, W_V of their own, so that training them (3.5 of the paper) leaves the others' as they are."""
         return {**args, "own_attention": [*args.get("own_attention", ()), *new_domains]}
 
+    @property
+    def domain_asks(self) -> bool:
+        """Step 1 asks the behaviours, so that there is attention over them."""
+        stack = self.stacks[0]
+        return isinstance(stack, TwoStep) and stack.target and stack.domain is not None
+
     def attention(self, batch: Batch) -> tuple[Events, Tensor]:
         """What step 1 looks at, over ids.
 
@@ -188,7 +193,7 @@ class DACDR(Model):
         """
         stack = self.stacks[0]
         assert isinstance(stack, TwoStep)
-        if not stack.target or stack.domain is None:
+        if not self.domain_asks:
             raise ConfigError("attention over behaviours", "queries='target' and domain_attention", "build the model with both")
         events = self._events(batch)
         x, mask = self._behaviours(events)[0], events.sequences(self.sequences)
@@ -196,43 +201,29 @@ class DACDR(Model):
 
     def insights(self, dataset: Dataset) -> list[Insight]:
         """How much of the attention each domain's events get, for each target domain, and by behaviour type."""
-        stack = self.stacks[0]
-        if not isinstance(stack, TwoStep) or not stack.target or stack.domain is None:
-            return []
-        with torch.no_grad(), evaluating(self):
-            return self._attention_mass(dataset)
-
-    def _attention_mass(self, dataset: Dataset) -> list[Insight]:
         from isthmus.data.batches import Plan, batches
 
-        names, types = self.schema.domain_names, self.schema.behaviours or ("",)
-        mass: list[dict[str, float | str]] = []
-        by_type: list[dict[str, float | str]] = []
-        for target, name in enumerate(names):
+        looks = AttentionLooks(self.schema)
+        for target in range(len(self.schema.domains)) if self.domain_asks else ():
             plan = Plan(batch_size=SAMPLE, domains=(target,), cross=True)
             parts = (batches(dataset, part, self.needs, plan, labels=False, prefetch=0) for part in ("valid", "train"))
-            batch = next(itertools.chain.from_iterable(parts), None)
-            if batch is None:
-                continue
-            events, weights = self.attention(batch.to(self.biases.level.device))
-            got = mass_by_kind(events, weights, len(names), len(types))  # (2, sources, types)
-            for source, of in enumerate(names):
-                cell: dict[str, float | str] = {"source": of, "target": name}
-                if got[1, source].any():
-                    attention, even = got[:, source].sum(1).tolist()
-                    mass.append({**cell, "attention": attention, "even": even, "lift": attention / even})
-                    by_type += [
-                        {**cell, "source, behaviour": f"{of}, {kind}", "attention": value}
-                        for kind, value in zip(types, got[0, source].tolist(), strict=True)
-                    ]
-        looks = [
-            Insight("attention", "Attention by source domain", "heatmap", mass, "source", "target", "attention", note=NOTE),
-            Insight("attention_lift", "Attention over even attention", "heatmap", mass, "source", "target", "lift", note=LIFT),
-        ]
-        if len(types) > 1:
-            title = "Attention by source domain and behaviour"
-            looks.append(Insight("attention_behaviour", title, "heatmap", by_type, "source, behaviour", "target", "attention", note=NOTE))
-        return looks if mass else []
+            for batch in itertools.islice(itertools.chain.from_iterable(parts), 1):
+                looks.add(*self._seen(batch))
+        return looks.averages()
+
+    def look(self, dataset: Dataset, batches: Sequence[Batch]) -> list[Insight]:
+        """The same for one user, and the events that get most of it."""
+        looks = AttentionLooks(self.schema)
+        for batch in batches if self.domain_asks else ():
+            seen = self._seen(batch)
+            looks.add(*seen)
+            looks.add_events(*seen, dataset.item_vocabulary)
+        return looks.of_one()
+
+    def _seen(self, batch: Batch) -> tuple[str, Events, Tensor]:
+        """The domain of the first row, by name, and ``attention``."""
+        with torch.no_grad(), evaluating(self):
+            return self.schema.domain_names[int(batch.domain[0])], *self.attention(batch.to(self.biases.level.device))
 
     def _domain_tokens(self, batch: Batch) -> Tensor:
         """(B, tokens + context fields, dim)."""

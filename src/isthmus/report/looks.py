@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from isthmus.insight import Insight
@@ -20,12 +21,18 @@ def look(insight: Insight) -> str:
     from matplotlib.figure import Figure  # heavy: only when a page is drawn
 
     columns, lines = len(_distinct(insight, insight.x)), len(_distinct(insight, insight.y)) if insight.y else 1
-    size = {"heatmap": (2.0 + 0.55 * columns, 1.2 + 0.3 * lines), "bars": (2.0 + 0.2 * columns * max(lines, 2), 2.8)}
+    cell = 0.9 if insight.beside else 0.55
+    size = {"heatmap": (2.0 + cell * columns, 1.2 + 0.3 * lines), "bars": (2.0 + 0.2 * columns * max(lines, 2), 2.8)}
     width, height = size.get(insight.kind, (5.6, 3.6))
     figure = Figure(figsize=(min(max(width, 4.0), 14.0), min(max(height, 1.6), 12.0)), layout="constrained")
     axes = figure.subplots()
     {"heatmap": _heatmap, "bars": _bars, "lines": _lines, "scatter": _scatter}[insight.kind](figure, axes, insight)
     return svg(figure)
+
+
+def number(insight: Insight, row: Mapping[str, Any], form: str) -> str:
+    """A row's value, what stands beside it in brackets."""
+    return format(row[insight.value], form) + (f" ({row[insight.beside]:{form}})" if insight.beside else "")
 
 
 def _distinct(insight: Insight, column: str) -> list[Any]:
@@ -37,9 +44,10 @@ def _heatmap(figure: Figure, axes: Axes, insight: Insight) -> None:
     import numpy as np
 
     xs, ys = _distinct(insight, insight.x), _distinct(insight, insight.y)
-    cells = np.full((len(ys), len(xs)), np.nan)
+    cells, written = np.full((len(ys), len(xs)), np.nan), {}
     for row in insight.rows:
-        cells[ys.index(row[insight.y]), xs.index(row[insight.x])] = row[insight.value]
+        place = ys.index(row[insight.y]), xs.index(row[insight.x])
+        cells[place], written[place] = row[insight.value], number(insight, row, ".2f")
     low, high = float(np.nanmin(cells)), float(np.nanmax(cells))
     reach = max(abs(low), abs(high))
     colors = {"cmap": "RdBu", "vmin": -reach, "vmax": reach} if low < 0 < high else {"cmap": "Blues", "vmin": low, "vmax": high}
@@ -49,7 +57,7 @@ def _heatmap(figure: Figure, axes: Axes, insight: Insight) -> None:
             if not np.isnan(value):
                 shade = float(drawn.norm(float(value)))  # type: ignore[arg-type]
                 dark = shade > 0.5 if low >= 0 or high <= 0 else abs(shade - 0.5) > 0.3
-                axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
+                axes.text(x + 0.5, y + 0.5, written[y, x], ha="center", va="center", fontsize=7, color="white" if dark else INK)
     axes.set_xticks(np.arange(len(xs)) + 0.5, [plain(str(x)) for x in xs], fontsize=8, **_slanted(xs))
     axes.set_yticks(np.arange(len(ys)) + 0.5, [plain(str(y)) for y in ys], fontsize=8)
     axes.invert_yaxis()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from isthmus import storage
 from isthmus.comparison import Comparison, Whole, cell_folder
+from isthmus.insight import Insight
 from isthmus.measure import ALL
 from isthmus.published import sentences
 from isthmus.report import curves, figures
@@ -28,9 +30,6 @@ def write_page(comparison: Comparison | Whole, path: str | Path) -> Path:
         StorageError: a file cannot be written.
         SourceError: one of the comparison's own files is damaged.
     """
-    environment = Environment(
-        loader=PackageLoader("isthmus.report", "."), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    )
     path = Path(path)
     if isinstance(comparison, Whole):
         for cell in comparison.cells.values():
@@ -38,10 +37,30 @@ def write_page(comparison: Comparison | Whole, path: str | Path) -> Path:
         name, own = "whole.html", _cells(comparison, path)
     else:
         name, own = "page.html", _one(comparison)
-    text = environment.get_template(name).render(**_common(comparison), **own)
+    return write(name, path, **_common(comparison), **own)
+
+
+def write_looks(found: Mapping[str, Sequence[Insight]], path: str | Path, facts: Sequence[tuple[str, str]]) -> Path:
+    """Writes what ``isthmus.inside.look_inside`` found as a page of its own, below ``facts``.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    return write("looks.html", Path(path), title="Inside the model", facts=facts, looks=_drawn(found))
+
+
+def write(template: str, path: Path, **values: Any) -> Path:
+    """Fills in a template of this folder."""
+    loader = PackageLoader("isthmus.report", ".")
+    environment = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template(template).render(**values, version=version("isthmus"))
     with storage.whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _drawn(found: Mapping[str, Sequence[Insight]]) -> dict[str, list[tuple[str, str, str]]]:
+    return {label: [(i.title, i.note, look(i)) for i in insights] for label, insights in found.items()}
 
 
 def _common(comparison: Comparison | Whole) -> dict[str, Any]:
@@ -57,7 +76,6 @@ def _common(comparison: Comparison | Whole) -> dict[str, Any]:
         "paper": recipe.paper,
         "beside": [] if paper is None else paper.to_dicts(),
         "said": [] if paper is None else sentences(paper),
-        "version": version("isthmus"),
     }
 
 
@@ -74,7 +92,7 @@ def _one(comparison: Comparison) -> dict[str, Any]:
         "states": [(s, grid(comparison, main.metric, state=s)) for s in states],
         "paper_figures": {} if beside is None else figures.beside_paper(beside),
         "curves": curves.figures(comparison),
-        "looks": {label: [(i.title, i.note, look(i)) for i in found] for label, found in comparison.insights().items()},
+        "looks": _drawn(comparison.insights()),
     }
 
 
