@@ -46,6 +46,18 @@ def test_a_heat_map_writes_its_numbers_and_leaves_missing_cells_empty() -> None:
     assert "nan" not in svg
 
 
+def test_what_a_number_is_held_against_stands_in_brackets_beside_it() -> None:
+    rows: list[dict[str, float | str]] = [{**row, "even": 0.5} for row in CELLS]
+    insight = Insight(**{**HEAT, "rows": rows}, beside="even")
+    assert ">0.25 (0.50)<" in look(insight)
+    assert Insight.from_dict(json.loads(json.dumps(insight.to_dict()))) == insight
+    kept = Insight(**HEAT).to_dict()
+    del kept["beside"]  # as older files have it
+    assert Insight.from_dict(kept) == Insight(**HEAT)
+    with pytest.raises(ConfigError, match="row 1: even = 'much'"):
+        Insight(**{**HEAT, "rows": [rows[0], {**rows[1], "even": "much"}]}, beside="even")
+
+
 @pytest.mark.parametrize("kind", ["bars", "lines"])
 def test_series_are_named_and_a_single_one_is_not(kind: Any) -> None:
     rows: list[dict[str, float | str]] = [{"epoch": e, "model": m, "mass": e * 0.1} for m in ("adi", "$dnn$") for e in (2, 1, 3)]

@@ -21,7 +21,7 @@ TOP = 5  # events of a target that are shown
 TYPES = "Each behaviour type has an attention of its own, and counts as much as the others a user has."
 EVEN = "In brackets: if all events of a type had the same weight."
 LIFT = "1: as much as if all events of a behaviour type had the same weight."
-REPEATS = "The same item more than once in a domain, with the same type, counts together."
+REPEATS = "The same item more than once in a domain, with the same type, counts together; without a number: not read for that target."
 
 
 class AttentionLooks:

@@ -64,6 +64,8 @@ def _heatmap(figure: Figure, axes: Axes, insight: Insight) -> None:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    axes.set_xlabel(plain(insight.x), fontsize=9)
+    axes.set_ylabel(plain(insight.y), fontsize=9)
     figure.colorbar(drawn, ax=axes, label=plain(insight.value)).ax.tick_params(labelsize=8)
 
 
