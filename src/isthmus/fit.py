@@ -82,6 +82,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
     """
     how = how or How()
+    learnt = task.with_absolute_error(how.absolute_error)
     stages = partial(Adaptation.stages, adaptation, model) if adaptation else model.stages
     _check(model, dataset, task, how, out, stages())
     keeper = Keeper(None if out is None else Path(out))
@@ -97,7 +98,7 @@ def fit(
         model.to(device)
         if found is not None:
             found.restore(model)
-        work = _Work(model, dataset, task, how, device, keeper, hold, bar, board, state)
+        work = _Work(model, dataset, learnt, how, device, keeper, hold, bar, board, state)
         try:
             best = _train(work, stages(), found)
         except KeyboardInterrupt:

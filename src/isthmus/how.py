@@ -31,6 +31,8 @@ class How:
         weight_decay: decoupled weight decay of everything but the tables.
         table_decay: decoupled weight decay of the embedding tables.
         clip: largest norm of the gradient over all weights of the stage; None: no clipping.
+        absolute_error: weight of the absolute error beside the squared one, for ratings: by the squared error alone a model learns
+            means, which in skewed ratings lie below the medians that MAE asks for.
         patience: epochs without a better validation value before a stage stops; None: never early.
         monitor: the validation metric to watch; None: the task's first.
         seed: of the order of the rows, the negatives and the model's own randomness.
@@ -63,6 +65,7 @@ class How:
     weight_decay: float = 0.0
     table_decay: float = 0.0
     clip: float | None = None
+    absolute_error: float = 0.0
     patience: int | None = 3
     monitor: str | None = None
     seed: int = 0

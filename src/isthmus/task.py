@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -34,15 +35,28 @@ class Task:
     metrics: tuple[str, ...]
     negatives: int = 0
 
+    def with_absolute_error(self, weight: float) -> Task:
+        """This task, with the absolute error beside the squared one: predictions move from the mean towards the median.
+
+        Raises:
+            ConfigError: a negative weight, or a task that predicts no ratings.
+        """
+        if weight < 0 or (weight and self.name != "rating"):
+            raise ConfigError(f"absolute_error = {weight} for task {self.name!r}", "0, or more for task 'rating'", "leave it out")
+        return replace(self, loss=partial(_rating_loss, absolute=weight)) if weight else self
+
 
 def _click_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     output = model(batch)
     return {"loss": losses.binary_cross_entropy(output.logit, _labels(batch), batch.weight), **output.extra}
 
 
-def _rating_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
-    output = model(batch)
-    return {"loss": losses.squared_error(output.logit, _labels(batch), batch.weight), **output.extra}
+def _rating_loss(model: Model, batch: Batch, absolute: float = 0.0) -> dict[str, Tensor]:
+    output, label = model(batch), _labels(batch)
+    loss = {"loss": losses.squared_error(output.logit, label, batch.weight), **output.extra}
+    if absolute:
+        loss["absolute"] = absolute * losses.absolute_error(output.logit, label, batch.weight)
+    return loss
 
 
 def retrieval_loss(model: Model, batch: Batch) -> dict[str, Tensor]:

@@ -158,3 +158,36 @@ def test_a_state_from_before_there_were_levels_has_none() -> None:
 def test_a_shrink_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="shrink = 0"):
         Biases(schema("rating"), 0)
+
+
+def test_ratings_of_items_are_freed_of_their_users_biases() -> None:
+    """Even items are mostly rated by harsh users, odd ones by kind ones."""
+    rng = np.random.default_rng(0)
+    users, items = 40, 30
+    liking, quality = rng.normal(0, 1, users), rng.normal(0, 0.5, items)
+    rows = [(u, i) for u in range(users) for i in range(items) if (u + i) % 3 == 0 or (liking[u] < 0) == (i % 2 == 0)]
+    user, item = np.array(rows).T
+    label = 3 + liking[user] + quality[item]
+    part = SimpleNamespace(user=user, item=item, domain=np.zeros(len(rows), np.int16), label=label, offsets=np.array([0, len(rows)]))
+    shape = Schema(Entity("user", (), users, users), Entity("item", (), items, items), (Domain("a"),), label="rating")
+    likeness = {}
+    for shrink in (None, 0.1):
+        biases = Biases(shape, 0.1, shrink)
+        biases.take(SimpleNamespace(part=lambda _: part))  # type: ignore[arg-type]
+        every = torch.arange(items)
+        likeness[shrink] = np.corrcoef(biases.item(every, torch.zeros_like(every))[0].numpy(), quality)[0, 1]
+    assert likeness[0.1] > 0.98 > 0.9 > likeness[None]
+
+    row = 5  # leaving a rating out of its item: as if the item had never had it
+    code, here = torch.tensor([[item[row]]]), torch.zeros(1, 1, dtype=torch.int64)
+    own = biases.own(torch.tensor([user[row]]), torch.tensor([[label[row]]], dtype=torch.float32))
+    others = [label[r] - float(biases.users[user[r]]) for r in range(len(rows)) if item[r] == item[row] and r != row]
+    bias, count = biases.item(code, here, own)
+    assert count.item() == len(others)
+    assert bias.item() == pytest.approx(sum(x - label.mean() for x in others) / (len(others) + 0.1), abs=1e-5)
+
+
+@pytest.mark.parametrize("shrink", [0.0, -1.0])
+def test_users_need_some_shrinkage(shrink: float) -> None:
+    with pytest.raises(ConfigError, match="shrink_users"):
+        Biases(schema("rating"), 5.0, shrink)

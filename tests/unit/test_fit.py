@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from isthmus.batch import Batch, Needs, Output
 from isthmus.checkpoint import Checkpoint, load_tensors, save_weights
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
+from isthmus.data.events import read_events
 from isthmus.data.split import cold_users, global_time
 from isthmus.data.synthetic import make_world
 from isthmus.errors import CheckpointError, ConfigError, FitError, StorageError
@@ -640,3 +642,48 @@ def test_a_tiny_clip_holds_the_head_still(data: Dataset) -> None:
     held = fit(small(data, Plain), data, CTR, How(epochs=1, batch_size=256, clip=1e-12, device="cpu"))
     moved = [torch.dist(run.model.state_dict()["out.weight"], small(data, Plain).out.weight) for run in (free, held)]
     assert moved[1] < 0.1 * moved[0]
+
+
+class OneNumber(Model):
+    """Predicts the same for everybody."""
+
+    needs: ClassVar[Needs] = Needs()
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        self.number = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, batch: Batch) -> Output:
+        return Output(self.number.expand(batch.item.shape))
+
+
+def test_the_absolute_error_moves_predictions_towards_the_median(tmp_path: Path) -> None:
+    n = 400
+    frame = pl.DataFrame(
+        {
+            "user": [f"u{i % 50}" for i in range(n)],
+            "item": [f"i{i % 20}" for i in range(n)],
+            "domain": ["a"] * n,
+            "rating": [5.0 if i % 5 else 1.0 for i in range(n)],  # mean 4.2, median 5
+            "time": list(range(n)),
+        }
+    )
+    events = read_events(frame, user="user", item="item", domain="domain", label="rating", label_kind="rating", time="time")
+    data = encode(events, global_time(events), tmp_path / "data")
+    how = dataclasses.replace(HOW, epochs=60, batch_size=64, lr=0.05, schedule="linear", monitor="mae")
+
+    def learnt(weight: float) -> float:
+        run = fit(OneNumber(data.schema), data, get_task("rating"), dataclasses.replace(how, absolute_error=weight))
+        assert isinstance(run.model, OneNumber)
+        return run.model.number.item()
+
+    # The least of .8 (x - 5)^2 + .2 (x - 1)^2 + w (.8 |x - 5| + .2 |x - 1|) is 4.2 + .3 w below 5.
+    assert [learnt(w) for w in (0.0, 1.0)] == pytest.approx([4.2, 4.5], abs=0.12)
+    assert learnt(10.0) == pytest.approx(5.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("task", "weight"), [("ctr", 1.0), ("rating", -1.0), ("retrieval", 0.5)])
+def test_an_absolute_error_is_for_ratings(task: str, weight: float) -> None:
+    with pytest.raises(ConfigError, match="absolute_error"):
+        get_task(task).with_absolute_error(weight)
+    assert get_task(task).with_absolute_error(0.0) is get_task(task)

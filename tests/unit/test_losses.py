@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.batch import Pool
-from isthmus.layers.losses import binary_cross_entropy, pool_softmax, sampled_softmax, squared_error
+from isthmus.layers.losses import absolute_error, binary_cross_entropy, pool_softmax, sampled_softmax, squared_error
 
 
 def test_binary_cross_entropy_by_hand() -> None:
@@ -19,6 +19,13 @@ def test_binary_cross_entropy_by_hand() -> None:
     assert math.isclose(binary_cross_entropy(logit, label).item(), (first + second) / 2, rel_tol=1e-6)
     weighted = binary_cross_entropy(logit, label, torch.tensor([3.0, 1.0])).item()
     assert math.isclose(weighted, (3 * first + second) / 4, rel_tol=1e-6)
+
+
+def test_absolute_error_by_hand() -> None:
+    value = absolute_error(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([[1.0, 4.0], [5.0, 8.0]]))
+    assert value.item() == (0 + 2 + 0 + 3) / 4
+    weighted = absolute_error(torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [8.0]]), torch.tensor([0.0, 2.0]))
+    assert weighted.item() == 3.0
 
 
 def test_squared_error_by_hand() -> None:

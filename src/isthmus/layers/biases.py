@@ -8,6 +8,9 @@ With n events of an item in a domain, y their labels, s = ``shrink`` and m the d
 
 A domain without events has the level of all of them together.
 
+With ``shrink_users`` an item's ratings y are first freed of their users' own biases, found by turns: an item is not bad because
+harsh people rate it.
+
 A network that reads these in training must not see its own answer in them: given the rows' labels, each row's own is
 left out of its item's numbers (leave-one-out), or the network would trust what it cannot have later.
 """
@@ -29,6 +32,9 @@ from isthmus.layers.solved import Solved, find
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
     from isthmus.schema import Schema
+
+
+TURNS = 3  # between users and items; more change nothing that counts
 
 
 class Levels(FromData, Growing):
@@ -86,23 +92,31 @@ class Biases(Solved, Levels):
     Buffers, besides those of ``Levels``: ``keys`` (n,) ``domain * item.size + item`` ascending, ``total`` and
     ``count`` (n + 1,) sum of labels and number of events, the last one 0 for pairs without events.
 
+    With ``shrink_users`` also ``users`` (user.size,) what their ratings lie above what items explain; 0 without events.
+
     Args:
         schema: of an encoded data set.
         shrink: events that the domain's mean is worth, above 0.
+        shrink_users: events that no bias of a user is worth, above 0; None: ratings count as they are (clicks always do).
 
     Raises:
-        ConfigError: ``shrink`` not above 0.
+        ConfigError: ``shrink`` or ``shrink_users`` not above 0.
     """
 
     keys: Tensor
     total: Tensor
     count: Tensor
+    users: Tensor
 
-    def __init__(self, schema: Schema, shrink: float = 5.0) -> None:
+    def __init__(self, schema: Schema, shrink: float = 5.0, shrink_users: float | None = None) -> None:
         super().__init__(schema)
-        if shrink <= 0:
-            raise ConfigError(f"shrink = {shrink}", "a number above 0", "try 5")
+        for name, value in (("shrink", shrink), ("shrink_users", shrink_users)):
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} = {value}", "a number above 0", "try 5")
         self.size, self.shrink = schema.item.size, shrink
+        self.shrink_users = shrink_users if self.kind == "rating" else None
+        if self.shrink_users is not None:
+            self.register_buffer("users", torch.zeros(schema.user.size))
         self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
         for name in ("total", "count"):
             self.register_buffer(name, torch.zeros(1))
@@ -116,6 +130,8 @@ class Biases(Solved, Levels):
         assert rows.label is not None
         label, domain = np.asarray(rows.label, np.float64), np.asarray(rows.domain, np.int64)
         keys, where, count = np.unique(domain * self.size + np.asarray(rows.item), return_inverse=True, return_counts=True)
+        if self.shrink_users is not None:
+            label = label - self._take_users(np.asarray(rows.user), label - self.mean.cpu().numpy()[domain], where, count)
         found = {
             "keys": keys,
             "total": np.append(np.bincount(where, label), 0.0),
@@ -123,12 +139,26 @@ class Biases(Solved, Levels):
         }
         self.fill(**{name: torch.from_numpy(value) for name, value in found.items()})
 
+    def _take_users(self, user: np.ndarray, rest: np.ndarray, where: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Biases of users, by turns with those of items; returns each row's."""
+        assert self.shrink_users is not None
+        bias, events = np.zeros(len(self.users)), np.bincount(user, minlength=len(self.users))
+        for _ in range(TURNS):
+            item = np.bincount(where, rest - bias[user]) / (count + self.shrink)
+            bias = np.bincount(user, rest - item[where], len(bias)) / (events + self.shrink_users)
+        self.users.copy_(torch.from_numpy(bias))
+        return bias[user]
+
+    def own(self, user: Tensor, label: Tensor) -> Tensor:
+        """What a rating (B, C) of each user (B,) counts for its item: what to leave out."""
+        return label if self.shrink_users is None else label - self.users[user][:, None]
+
     def item(self, item: Tensor, domain: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Biases and numbers of events.
 
         Args:
             item, domain: (...) codes and domain indices.
-            label: (...) in training, the rows' own labels, each left out of its own item's numbers; None: nothing is.
+            label: (...) in training, what each row's own label counts (``own``), left out of its item's numbers; None: nothing is.
 
         Returns:
             (...) biases on the scale of ``level``, and (...) numbers of events, what is left out not counted.
@@ -154,7 +184,7 @@ class Biases(Solved, Levels):
             total=torch.cat([old.total[:-1], self.total[:-1][new], old.total[-1:]]),
             count=torch.cat([old.count[:-1], self.count[:-1][new], old.count[-1:]]),
         )
-        return done | {"keys", "total", "count"}
+        return done | {"keys", "total", "count", "users"}  # users as counted now: training on new domains alone asks for them
 
     def residual(self, item: Tensor, domain: Tensor, label: Tensor) -> Tensor:
         """Ratings (...) less the level and the item's bias: what they say of the user."""

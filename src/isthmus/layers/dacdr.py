@@ -193,7 +193,7 @@ class Start(Stacked):
             return level, []
         bias, count = biases.item(batch.item, domain)
         if self.training and batch.label is not None:  # the first candidate is the row's own event; negatives are no events
-            first = biases.item(batch.item[:, :1], domain[:, :1], batch.label[:, :1])
+            first = biases.item(batch.item[:, :1], domain[:, :1], biases.own(batch.user, batch.label[:, :1]))
             bias, count = (torch.cat([own, rest[:, 1:]], 1) for own, rest in zip(first, (bias, count), strict=True))
         if self.log_shrink is not None:
             bias = bias * (count + biases.shrink) / (count + self.log_shrink[domain].exp())

@@ -30,6 +30,11 @@ def squared_error(prediction: Tensor, label: Tensor, weight: Tensor | None = Non
     return _mean((prediction - label).square().mean(1), weight)
 
 
+def absolute_error(prediction: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of |prediction - label|; shapes as in ``binary_cross_entropy``."""
+    return _mean((prediction - label).abs().mean(1), weight)
+
+
 def sampled_softmax(logit: Tensor, log_q: Tensor | None, item: Tensor, weight: Tensor | None = None) -> Tensor:
     """Softmax cross-entropy of the positive (column 0) among sampled negatives.
 

@@ -62,6 +62,7 @@ class DACDR(Model):
         norm: queries and keys are normalised before they are compared.  False: as printed; the weights stay close to even.
         start: ``bias``: from biases of items and users; ``level``: from the domain's mean label alone (as printed).
         shrink_items: events that a domain's mean is worth against an item's own, where that starts to be learnt.
+        shrink_users: events that no bias of a user is worth, when ratings of items are freed of it; None: they are taken as they are.
         user_id: h reads the user's id; what it learns of known users says little of new ones.
         own_history: read the row's own domain's history beside the others'.
         own_dropout: share of rows whose own history is left out in training, so that users without one are known.
@@ -90,6 +91,7 @@ class DACDR(Model):
         norm: bool = True,
         start: str = "bias",
         shrink_items: float = 5.0,
+        shrink_users: float | None = 10.0,
         user_id: bool = True,
         own_history: bool = True,
         own_dropout: float = 0.5,
@@ -114,7 +116,7 @@ class DACDR(Model):
         self.items = EntityFields(schema.item, dim, id_dropout=id_dropout)
         self.domain = DomainTable(len(schema.domains), tokens * dim, std=0.1)
         self.context = ContextFields(schema.context, dim) if schema.context else None
-        self.biases = Biases(schema, shrink_items)
+        self.biases = Biases(schema, shrink_items, shrink_users)
         self.start = Start(schema, own_history, shrink_items) if start == "bias" else None
         self.sequences = max(1, len(schema.behaviours))
         domain_tokens = tokens + len(schema.context)
