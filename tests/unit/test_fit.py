@@ -679,7 +679,7 @@ def test_the_absolute_error_moves_predictions_towards_the_median(tmp_path: Path)
 
     # The least of .8 (x - 5)^2 + .2 (x - 1)^2 + w (.8 |x - 5| + .2 |x - 1|) is 4.2 + .3 w below 5.
     assert [learnt(w) for w in (0.0, 1.0)] == pytest.approx([4.2, 4.5], abs=0.12)
-    assert learnt(10.0) == pytest.approx(5.0, abs=0.05)
+    assert learnt(10.0) == pytest.approx(5.0, abs=0.12)
 
 
 @pytest.mark.parametrize(("task", "weight"), [("ctr", 1.0), ("rating", -1.0), ("retrieval", 0.5)])
