@@ -23,6 +23,7 @@ from isthmus.layers.behaviours import events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.dacdr import Start, mass_by_kind
 from isthmus.layers.from_data import fill
+from isthmus.layers.user_clicks import TOTAL
 from isthmus.models.dacdr import DACDR
 from isthmus.schema import Domain, Entity, Field, Schema
 from isthmus.task import get_task
@@ -496,3 +497,24 @@ def test_insights_show_attention_by_source(tmp_path: Path) -> None:
     assert len(looks["attention"].rows) == 9
     assert len(looks["attention_behaviour"].rows) == 18
     assert DACDR(dataset.schema, domain_attention=False).insights(dataset) == []
+
+
+def test_clicks_start_from_what_the_user_clicked_here_and_elsewhere_without_the_row_itself() -> None:
+    model, batch = make_model(make_schema("click"), shake=0.0), make_batch("click")
+    assert model.start is not None
+    assert model.start.clicks is not None
+    size, clicks = model.start.clicks.size, model.start.clicks
+    d, user, item = int(batch.domain[0]), int(batch.user[0]), batch.item[:1, :1]
+    rate = torch.sigmoid(model.biases.level[d] + model.biases.item(item, batch.domain[:1, None])[0]).item()
+    clicks.solve(
+        torch.tensor([d * size + user, TOTAL * size + user]),
+        torch.tensor([[0.5 + 1 - rate, 0.7 + rate * (1 - rate)], [0.5 + 1 - rate + 0.25, 0.7 + rate * (1 - rate) + 0.3]]),
+        torch.zeros(2),
+    )
+    batch.label = torch.ones(4, 2)
+    model.train()
+    model.own_dropout = 0.0
+    _, numbers = model.start(batch, model._events(batch), model.biases)
+    carried = 0.7 * 0.25 / (0.3 + 5)
+    here = (0.5 - 0.7 * carried) / (0.7 + 5)
+    assert numbers[0, 0, 2:4].tolist() == pytest.approx([carried, here], abs=1e-5)

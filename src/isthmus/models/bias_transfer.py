@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from isthmus.data.batches import batches
 from isthmus.data.order import Plan
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Biases
-from isthmus.layers.solved import PairTable
+from isthmus.layers.user_clicks import UserClicks
 from isthmus.model import Model, Stage
 from isthmus.schema import PADDING, Schema
 
@@ -59,7 +58,7 @@ class BiasTransfer(Model):
             raise ConfigError(f"shrink_users = {shrink_users}", "a number above 0", "try 5")
         self.shrink, self.given = shrink_users, weight
         self.biases = Biases(schema, shrink_items)
-        self.clicks = PairTable(schema.user.size, 2) if schema.label == "click" else None
+        self.clicks = UserClicks(schema, shrink_items) if schema.label == "click" else None
         if self.clicks is not None:  # the training part's counts stand in for histories, which hold no impressions
             self.needs = Needs(cross_history=True, whole_history=True)  # type: ignore[misc]  # less than the class declares
         self.register_buffer("weight", torch.full((len(schema.domains),), 0.0 if weight is None else float(weight)))
@@ -81,10 +80,8 @@ class BiasTransfer(Model):
         assert batch.cross_history is not None
         if self.clicks is not None:
             some = (batch.cross_history != PADDING).any(1)
-            domains = torch.arange(len(self.schema.domains), device=batch.user.device)[:, None].expand(-1, len(batch))
-            counts = self.clicks(domains, batch.user.expand_as(domains))
-            own = self.clicks(batch.domain, batch.user)
-            other = (counts.sum(0) - own) * some[:, None]
+            own, other = self.clicks.here_and_elsewhere(batch.user, batch.domain)
+            other = other * some[:, None]
             return (own[:, 0], own[:, 1]), (other[:, 0], other[:, 1])
         assert batch.history is not None
         assert batch.cross_domain is not None
@@ -103,23 +100,9 @@ class BiasTransfer(Model):
     def _solve(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
         self.biases.take(dataset)
         if self.clicks is not None:
-            self._count(self.clicks, dataset, domains)
+            self.clicks.take(dataset)
         if self.given is None:
             self._learn_weights(dataset, domains)
-
-    def _count(self, table: PairTable, dataset: Dataset, domains: tuple[int, ...]) -> None:
-        """Clicks less expected clicks, and their information, of each user in each domain."""
-        rows, size = dataset.part("train"), self.schema.user.size
-        assert rows.label is not None
-        keys, values = [], []
-        for d in domains:
-            user, item, label = (np.asarray(column[rows.of(d)]) for column in (rows.user, rows.item, rows.label))
-            code = torch.tensor(item, dtype=torch.int64, device=self.weight.device)
-            rate = torch.sigmoid(self.biases.level[d] + self.biases.item(code, torch.full_like(code, d))[0]).cpu().numpy()
-            found, where = np.unique(user, return_inverse=True)
-            keys.append(found.astype(np.int64) + d * size)
-            values.append(np.stack([np.bincount(where, label - rate), np.bincount(where, rate * (1 - rate))], 1))
-        table.solve(torch.from_numpy(np.concatenate(keys)), torch.from_numpy(np.concatenate(values)), torch.zeros(2))
 
     def _learn_weights(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
         """w = sum of x y / sum of x^2 in each domain, x what is known from elsewhere and y what the item leaves of the label."""
