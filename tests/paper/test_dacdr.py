@@ -201,12 +201,13 @@ class Plain:
         domain, item = self.domain(row).ravel(), self.item(int(self.batch.item[row, column]))
         user = self.w["users.table.weight"][int(self.batch.user[row])] if model.users is not None else np.zeros(4)
         encoded = self.mlp("encoder", np.concatenate([*found, domain]))
-        known = [*found, domain, encoded, item.ravel(), encoded * item[0], user, user * item[0]]
+        products = [np.tile(item[0], len(x) // 4) * x for x in found] if model.products else []
+        known = [*found, domain, encoded, item.ravel(), encoded * item[0], *products, user, user * item[0]]
         if not model.user_id:
             known = known[:-2]
         first, numbers = (float(model.biases.level[self.batch.domain[row]]), []) if model.start is None else self.start(row, column)
         bend = 0.0 if model.start is None else float(self.mlp("bend", np.array(numbers))[0])
-        return first + bend + float(self.mlp("head", np.concatenate([*known, np.array(numbers)]))[0])
+        return first + bend + float(self.mlp("head", np.concatenate(known))[0])
 
     def logits(self) -> np.ndarray:
         return np.array([[self.logit(r, c) for c in range(self.batch.item.shape[1])] for r in range(len(self.batch))])
@@ -221,7 +222,7 @@ def test_equations_3_to_7_against_plain_numpy(
 ) -> None:
     batch = make_batch(types=types)
     settings = {"queries": queries, "domain_attention": domain_attention, "item_attention": item_attention}
-    model = make_model(make_schema(types=types, fields=True), norm=not printed, user_id=printed, **settings)
+    model = make_model(make_schema(types=types, fields=True), norm=not printed, user_id=printed, products=not printed, **settings)
     assert len(model.stacks) == 2
     with torch.no_grad():
         found = model(batch).logit.numpy()

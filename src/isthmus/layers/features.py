@@ -49,6 +49,7 @@ class EntityFields(FromData, Growing):
     Args:
         entity, dim: with its sizes, and the width of a vector.
         id_dropout: share of ids replaced by "unknown" in training: this is what trains the unknown id.
+        std: standard deviation of the start.
 
     Raises:
         ConfigError: a schema without sizes, or an id_dropout outside [0, 1).
@@ -62,7 +63,7 @@ class EntityFields(FromData, Growing):
     multi_offsets: Tensor
     multi_rows: Tensor
 
-    def __init__(self, entity: Entity, dim: int, *, id_dropout: float = 0.05) -> None:
+    def __init__(self, entity: Entity, dim: int, *, id_dropout: float = 0.05, std: float = 0.01) -> None:
         super().__init__()
         if entity.size == 0:
             raise ConfigError(f"{entity.name} has no size", "the schema of an encoded data set", "use dataset.schema")
@@ -72,7 +73,7 @@ class EntityFields(FromData, Growing):
         self.categorical, self.multi, numeric = kinds["categorical"], kinds["multi"], kinds["numeric"]
         self.fields = 1 + len(entity.fields)
         self.starts, rows = _starts([*self.categorical, *self.multi], max(entity.trained, FIRST))
-        self.table = Table(rows, dim)
+        self.table = Table(rows, dim, std=std)
         self.numbers = _Numbers(len(numeric), dim) if numeric else None
         self.register_buffer("field_rows", torch.zeros(entity.size, len(self.categorical), dtype=torch.int32))
         self.register_buffer("numeric", torch.full((entity.size, len(numeric)), torch.nan))

@@ -10,9 +10,10 @@ X, tokens e_d of the target domain and e_v of the candidate, and CA as in ``isth
 
 Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask (``queries="sequence"``): with one
 key, one domain token or an item without fields, the softmax is 1 and the behaviours have no say.  ``start="bias"`` adds
-biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to h and to a small
-network of their own, which bends them without memorising anyone.  h also reads the user's id and fields and the product of her
-id with the candidate's, and the own domain's history (``own_history``).
+biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to a small network
+of their own, which bends them.  h must not see these numbers: a row is left out of them in training, so that beside an id, which
+stands for what they are with it, they would tell its label.  h also reads the user's id and fields and the product of her id
+with the candidate's, and the own domain's history (``own_history``).
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ class DACDR(Model):
         user_id: h reads the user's id; what it learns of known users says little of new ones.
         own_history: read the row's own domain's history beside the others'.
         own_dropout: share of rows whose own history is left out in training, so that users without one are known.
+        products: h also reads the products of the transferred tokens and the candidate's id.
         dropout: share of hidden activations dropped in training.
         id_dropout: share of ids replaced by "unknown" in training.
+        std: standard deviation that tokens of ids and fields start with.
         own_attention: names of domains with W_Q, W_K, W_V of their own; the others share theirs.
 
     Raises:
@@ -95,8 +98,10 @@ class DACDR(Model):
         user_id: bool = True,
         own_history: bool = True,
         own_dropout: float = 0.5,
+        products: bool = False,
         dropout: float = 0.0,
         id_dropout: float = 0.05,
+        std: float = 0.01,
         own_attention: Sequence[str] = (),
     ) -> None:
         super().__init__(schema)
@@ -112,8 +117,8 @@ class DACDR(Model):
             self.needs = Needs(cross_history=True, behaviour=True, history_label=True, context=True)  # type: ignore[misc]
         self.tokens, self.own_history, self.own_dropout = tokens, own_history, own_dropout
         self.user_id = user_id
-        self.users = EntityFields(schema.user, dim, id_dropout=id_dropout) if user_id or schema.user.fields else None
-        self.items = EntityFields(schema.item, dim, id_dropout=id_dropout)
+        self.users = EntityFields(schema.user, dim, id_dropout=id_dropout, std=std) if user_id or schema.user.fields else None
+        self.items = EntityFields(schema.item, dim, id_dropout=id_dropout, std=std)
         self.domain = DomainTable(len(schema.domains), tokens * dim, std=0.1)
         self.context = ContextFields(schema.context, dim) if schema.context else None
         self.biases = Biases(schema, shrink_items, shrink_users)
@@ -137,11 +142,13 @@ class DACDR(Model):
 
         self.kinds = nn.ModuleList(EventKinds(schema, dim) for _ in range(1 + bool(schema.item.fields)))
         self.stacks = nn.ModuleList(stack() for _ in self.kinds)
-        width = sum(s.width for s in self.stacks if isinstance(s, TwoStep)) + domain_tokens * dim
+        self.products = products
+        transferred = sum(s.width for s in self.stacks if isinstance(s, TwoStep))
+        width = transferred + domain_tokens * dim
         self.encoder = MLP(width, hidden, dropout=dropout, out=dim)
         numbers = 0 if self.start is None else self.start.width
         profile = len(schema.user.fields) + 2 * user_id  # fields, id, id x item
-        self.head = MLP((2 + self.items.fields + profile) * dim + width + numbers, hidden, dropout=dropout, out=1)
+        self.head = MLP((2 + self.items.fields + profile) * dim + width + products * transferred, hidden, dropout=dropout, out=1)
         self.bend = None if self.start is None else MLP(numbers, BEND, out=1)
         if self.bend is not None:
             for network in (self.head, self.bend):
@@ -161,6 +168,8 @@ class DACDR(Model):
         known = [*map(each, transferred), each(domain.flatten(1)[:, None])]
         encoded = self.encoder(torch.cat(known, 2))
         known += [encoded, item.flatten(2), encoded * item[:, :, 0]]
+        if self.products:
+            known += [(x.unflatten(2, (-1, item.shape[3])) * item[:, :, :1]).flatten(2) for x in transferred]
         if self.users is not None:
             user = self.users(batch.user)
             known.append(each(user[:, 1 - self.user_id :].flatten(1)[:, None]))
@@ -170,7 +179,7 @@ class DACDR(Model):
             level = self.biases.level[batch.domain][:, None]
             return Output(level + self.head(torch.cat(known, 2)).squeeze(2))
         first, numbers = self.start(batch, events, self.biases)
-        return Output(first + (self.bend(numbers) + self.head(torch.cat([*known, numbers], 2))).squeeze(2))
+        return Output(first + (self.bend(numbers) + self.head(torch.cat(known, 2))).squeeze(2))
 
     @classmethod
     def grown_args(cls, args: dict[str, Any], new_domains: tuple[str, ...]) -> dict[str, Any]:
