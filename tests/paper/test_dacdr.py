@@ -207,6 +207,7 @@ class Plain:
             known = known[:-2]
         first, numbers = (float(model.biases.level[self.batch.domain[row]]), []) if model.start is None else self.start(row, column)
         bend = 0.0 if model.start is None else float(self.mlp("bend", np.array(numbers))[0])
+        known += [np.array(numbers)] if model.numbers else []
         return first + bend + float(self.mlp("head", np.concatenate(known))[0])
 
     def logits(self) -> np.ndarray:
@@ -222,7 +223,9 @@ def test_equations_3_to_7_against_plain_numpy(
 ) -> None:
     batch = make_batch(types=types)
     settings = {"queries": queries, "domain_attention": domain_attention, "item_attention": item_attention}
-    model = make_model(make_schema(types=types, fields=True), norm=not printed, user_id=printed, products=not printed, **settings)
+    model = make_model(
+        make_schema(types=types, fields=True), norm=not printed, user_id=printed, products=not printed, numbers=printed, **settings
+    )
     assert len(model.stacks) == 2
     with torch.no_grad():
         found = model(batch).logit.numpy()

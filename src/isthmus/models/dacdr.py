@@ -11,8 +11,8 @@ X, tokens e_d of the target domain and e_v of the candidate, and CA as in ``isth
 Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask (``queries="sequence"``): with one
 key, one domain token or an item without fields, the softmax is 1 and the behaviours have no say.  ``start="bias"`` adds
 biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to a small network
-of their own, which bends them.  h must not see these numbers: a row is left out of them in training, so that beside an id, which
-stands for what they are with it, they would tell its label.  h also reads the user's id and fields and the product of her id
+of their own, which bends them.  h does not see these numbers unless asked to (``numbers``): a row is left out of them in training,
+so that beside an id, which stands for what they are with it, they tell its label.  h also reads the user's id and fields and the product of her id
 with the candidate's, and the own domain's history (``own_history``).
 """
 
@@ -68,6 +68,7 @@ class DACDR(Model):
         own_history: read the row's own domain's history beside the others'.
         own_dropout: share of rows whose own history is left out in training, so that users without one are known.
         products: h also reads the products of the transferred tokens and the candidate's id.
+        numbers: h also reads the biases' numbers: for users and items with so many events that one hardly moves them.
         dropout: share of hidden activations dropped in training.
         id_dropout: share of ids replaced by "unknown" in training.
         std: standard deviation that tokens of ids and fields start with.
@@ -99,6 +100,7 @@ class DACDR(Model):
         own_history: bool = True,
         own_dropout: float = 0.5,
         products: bool = False,
+        numbers: bool = False,
         dropout: float = 0.0,
         id_dropout: float = 0.05,
         std: float = 0.01,
@@ -142,14 +144,15 @@ class DACDR(Model):
 
         self.kinds = nn.ModuleList(EventKinds(schema, dim) for _ in range(1 + bool(schema.item.fields)))
         self.stacks = nn.ModuleList(stack() for _ in self.kinds)
-        self.products = products
+        self.products, self.numbers = products, numbers and start == "bias"
         transferred = sum(s.width for s in self.stacks if isinstance(s, TwoStep))
         width = transferred + domain_tokens * dim
         self.encoder = MLP(width, hidden, dropout=dropout, out=dim)
-        numbers = 0 if self.start is None else self.start.width
+        width_of_numbers = 0 if self.start is None else self.start.width
         profile = len(schema.user.fields) + 2 * user_id  # fields, id, id x item
-        self.head = MLP((2 + self.items.fields + profile) * dim + width + products * transferred, hidden, dropout=dropout, out=1)
-        self.bend = None if self.start is None else MLP(numbers, BEND, out=1)
+        more = products * transferred + self.numbers * width_of_numbers
+        self.head = MLP((2 + self.items.fields + profile) * dim + width + more, hidden, dropout=dropout, out=1)
+        self.bend = None if self.start is None else MLP(width_of_numbers, BEND, out=1)
         if self.bend is not None:
             for network in (self.head, self.bend):
                 _start_at_zero(network)
@@ -179,6 +182,8 @@ class DACDR(Model):
             level = self.biases.level[batch.domain][:, None]
             return Output(level + self.head(torch.cat(known, 2)).squeeze(2))
         first, numbers = self.start(batch, events, self.biases)
+        if self.numbers:
+            known.append(numbers)
         return Output(first + (self.bend(numbers) + self.head(torch.cat(known, 2))).squeeze(2))
 
     @classmethod
