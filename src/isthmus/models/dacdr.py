@@ -11,9 +11,9 @@ X, tokens e_d of the target domain and e_v of the candidate, and CA as in ``isth
 Departures from the paper, each a setting.  Eq. 3 and 4 as printed let the behaviours ask (``queries="sequence"``): with one
 key, one domain token or an item without fields, the softmax is 1 and the behaviours have no say.  ``start="bias"`` adds
 biases (``isthmus.layers.dacdr.Start``) to the logit, whose network then starts at 0, and gives their numbers to a small network
-of their own, which bends them.  h does not see these numbers unless asked to (``numbers``): a row is left out of them in training,
-so that beside an id, which stands for what they are with it, they tell its label.  h also reads the user's id and fields and the product of her id
-with the candidate's, and the own domain's history (``own_history``).
+of their own, which bends them.  h does not see these numbers unless asked to (``numbers``): a row is left out of them in
+training, so that beside an id, which stands for what they are with it, they tell its label.  h also reads the user's id and
+fields, the product of her id with the candidate's, and the own domain's history (``own_history``).
 """
 
 from __future__ import annotations
