@@ -44,7 +44,7 @@ VARIANTS = {  # settings under which a model holds other things of its domains
     "two_tower": [{"network": name} for name in ("star", "mmoe", "cross_stitch")],
     "star": [{"norm": False}],
     "mmoe": [{"tower_norm": True}],
-    "dacdr": [{"heads": 2, "queries": "sequence", "start": "level"}, {"own_attention": ["medium"]}],
+    "dacdr": [{"heads": 2, "queries": "sequence", "start": "level"}, {"own_attention": ["medium"], "products": True, "numbers": True}],
     "emcdr": [{"mapping": "mlp"}],
 }
 
