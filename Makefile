@@ -9,7 +9,7 @@ export MPLBACKEND := Agg
 .PHONY: demo test check unit test-slow bench format clean help
 
 help:
-	@echo "make demo       set up, then compare a dozen recommenders on a three-market world (about 3 minutes)"
+	@echo "make demo       set up, then compare nine recommenders on a three-market world (about 3 minutes)"
 	@echo "make test       set up, then style, floors, types and tests"
 	@echo "make test-slow  the statistical checks over many small worlds"
 	@echo "make bench      speed and memory, as ratios in one run"

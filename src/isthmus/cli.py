@@ -46,7 +46,7 @@ def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per network.")] = 3,
 ) -> None:
-    """Compare a dozen recommenders on a made-up world of three markets: a small one beside two large ones.
+    """Compare nine recommenders on a made-up world of three markets: a small one beside two large ones.
 
     Example:  [bold]isthmus demo[/]
     """
