@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
@@ -122,8 +122,7 @@ def adapt(
     grown = grow(run.model, dataset)
     adaptation = Adaptation(chosen, (base.schema.item.trained, dataset.schema.item.trained))
     before = {name: value.detach().clone() for name, value in grown.state_dict().items()}
-    how = how or dataclasses.replace(run.how, domains=None, targets=None)
-    new = fit(grown, dataset, run.task, how, out, resume=resume, adaptation=adaptation)
+    new = fit(grown, dataset, run.task, how or settings_of(run), out, resume=resume, adaptation=adaptation)
     _check_frozen(new.model, before, adaptation)
     trained, frozen = _sizes(new.model, adaptation)
     names = tuple(dataset.schema.domain_names[d] for d in chosen)
@@ -131,6 +130,15 @@ def adapt(
     if out is not None:
         write_json(Path(out) / "adapted.json", _facts(adapted))
     return adapted
+
+
+def settings_of(run: Run, changes: Mapping[str, Any] | None = None) -> How:
+    """Those of a run, with changes, and for whatever domains it is adapted to.
+
+    Raises:
+        ConfigError: an unknown name or a value out of range.
+    """
+    return How.of(dataclasses.asdict(run.how) | {"domains": None, "targets": None} | dict(changes or {}))
 
 
 def _new_domains(run: Run, dataset: Dataset, base: Dataset, domains: Sequence[str] | None) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import polars as pl
     from rich.console import Console
 
     from isthmus.data.events import Events
@@ -133,20 +134,16 @@ def fit(
 
     Example:  [bold]isthmus fit data/ --model mmoe -o runs/mmoe --set experts=8 --set lr=2e-3[/]
     """
-    import dataclasses
-
     from isthmus.data.dataset import Dataset
     from isthmus.fit import How, build
     from isthmus.fit import fit as train
     from isthmus.task import default_task, get_task
 
     dataset = Dataset.load(data)
-    given = _settings(settings)
-    names = {f.name for f in dataclasses.fields(How)}
-    how = {k: v for k, v in given.items() if k in names} | {"seed": seed, "device": device, "tensorboard": tensorboard}
+    how, args = _of_fit_and_model(settings)
+    how |= {"seed": seed, "device": device, "tensorboard": tensorboard}
     if epochs is not None:
         how["epochs"] = epochs
-    args = {k: v for k, v in given.items() if k not in names}
     built = build(model, dataset.schema, args, seed=seed)
     job = get_task(task) if task else default_task(dataset.schema, built.tasks)
     run = train(built, dataset, job, How(**how), out, resume=resume)
@@ -179,13 +176,12 @@ def adapt(
 
     Example:  [bold]isthmus adapt runs/mmoe new.parquet --base data/ --domain books --label click --time ts -o runs/books[/]
     """
-    import dataclasses
-
     from isthmus.adapt import adapt as compute
+    from isthmus.adapt import settings_of
     from isthmus.data.dataset import Dataset
     from isthmus.data.encode import encode
     from isthmus.experiment import ModelSpec, Recipe, make_split
-    from isthmus.fit import How, load_run
+    from isthmus.fit import load_run
 
     trained, before = load_run(run), Dataset.load(base)
     if resume and (out / "data" / "manifest.json").exists():
@@ -194,8 +190,8 @@ def adapt(
         events, brought = _load(source, user, item, domain_column, time, label, context)
         chosen = make_split(events, Recipe("adapt", source, (ModelSpec("popularity"),), split=split), brought)
         dataset = encode(events, chosen, out / "data", base=before, overwrite=not (out / "run.json").exists())
-    usual = dataclasses.asdict(trained.how) | {"domains": None, "targets": None}
-    adapted = compute(trained, dataset, before, domains=domain, how=How.of(usual | _settings(settings)), out=out, resume=resume)
+    how = settings_of(trained, _settings(settings))
+    adapted = compute(trained, dataset, before, domains=domain, how=how, out=out, resume=resume)
     _console().print(adapted.to_text(), highlight=False)
 
 
@@ -221,10 +217,6 @@ def adapt_curve(
 
     Example:  [bold]isthmus adapt-curve events.parquet --domain books --size 300 --size 3000 --label click --time ts -o runs/curve[/]
     """
-    import dataclasses
-
-    import polars as pl
-
     from isthmus import storage
     from isthmus.adaptation_curve import adaptation_curve, curve_insight, summary
     from isthmus.data import split as splits
@@ -232,20 +224,15 @@ def adapt_curve(
     from isthmus.report.looks import look
 
     events, brought = _load(source, user, item, domain_column, time, label, context)
-    given = _settings(settings)
-    names = {f.name for f in dataclasses.fields(How)}
-    how, args = How.of({k: v for k, v in given.items() if k in names}), {k: v for k, v in given.items() if k not in names}
-    frame = adaptation_curve(
-        events, brought or splits.default(events), domain, size, model, args, how=how, seeds=range(seeds), say=typer.echo
-    )
+    chosen = brought or splits.default(events)
+    how, args = _of_fit_and_model(settings)
+    frame = adaptation_curve(events, chosen, domain, size, model, args, how=How.of(how), seeds=range(seeds), say=typer.echo)
     out.mkdir(parents=True, exist_ok=True)
     with storage.whole_file(out / "curve.parquet") as path:
         frame.write_parquet(path)
     with storage.whole_file(out / "curve.svg") as path:
         path.write_text(look(curve_insight(frame, domain)), encoding="utf-8")
-    shown: dict[str, Any] = {"tbl_rows": -1, "tbl_cols": -1, "tbl_width_chars": 200, "float_precision": 4}
-    with pl.Config(**shown, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
-        typer.echo(str(summary(frame)))
+    _print_frame(summary(frame), float_precision=4)
 
 
 @app.command()
@@ -279,8 +266,6 @@ def measure(
 
     Example:  [bold]isthmus measure scores.parquet --metric ndcg@10 --metric recall@10[/]
     """
-    import polars as pl
-
     from isthmus import storage
     from isthmus.measure import measure as compute
     from isthmus.scores import Scores
@@ -291,8 +276,7 @@ def measure(
     if out is not None:
         with storage.whole_file(out) as path:
             frame.write_parquet(path)
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
-        typer.echo(str(frame))
+    _print_frame(frame)
 
 
 @app.command()
@@ -565,6 +549,25 @@ def _best_reachable(world: World, comparison: Comparison | Whole, console: Conso
     best = {name: world.best_auc(test & (world.events.domain == d)) for d, name in enumerate(world.events.schema.domain_names)}
     text = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
     console.print(f"[dim]the best AUC that the world's true probabilities allow: {text}[/]", highlight=False)
+
+
+def _print_frame(frame: pl.DataFrame, **options: Any) -> None:
+    """All rows and columns, with polars' display options beside."""
+    import polars as pl
+
+    shown: dict[str, Any] = {"tbl_rows": -1, "tbl_cols": -1, "tbl_width_chars": 200, **options}
+    with pl.Config(**shown, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        typer.echo(str(frame))
+
+
+def _of_fit_and_model(pairs: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """name=value pairs: settings of fit, and those of the model."""
+    import dataclasses
+
+    from isthmus.how import How
+
+    given, names = _settings(pairs), {f.name for f in dataclasses.fields(How)}
+    return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

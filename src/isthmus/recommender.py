@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 import weakref
@@ -13,7 +12,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from isthmus.adapt import Adapted, adapt
+from isthmus.adapt import Adapted, adapt, settings_of
 from isthmus.data.batches import query_batch
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
@@ -117,8 +116,7 @@ class Recommender:
         split = make_split(events, self._recipe(()), split)
         folder = self.folder / "adapted" / str(len(base.schema.domains))  # the base is read from disk while it is adapted
         dataset = encode(events, split, folder / "data", overwrite=True, base=base)
-        usual = dataclasses.asdict(run.how) | {"domains": None, "targets": None}
-        adapted = adapt(run, dataset, base, how=How.of(usual | (fit or {})), out=folder / "run")
+        adapted = adapt(run, dataset, base, how=settings_of(run, fit), out=folder / "run")
         self._fitted = (events, split, dataset, adapted.run)
         return adapted
 

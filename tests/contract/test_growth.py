@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from worlds import rich_events, shake
 
-from conftest import rich_events
 from isthmus.batch import Batch
 from isthmus.data import split
 from isthmus.data.batches import Plan, batches
@@ -27,7 +27,6 @@ from isthmus.layers.from_data import fill
 from isthmus.layers.growing import rows_of
 from isthmus.layers.networks.cross_stitch import CrossStitchNetwork
 from isthmus.layers.solved import PairTable
-from isthmus.layers.table import Table
 from isthmus.model import Model
 from isthmus.models import available, get_model
 from isthmus.run import build
@@ -68,11 +67,7 @@ def shaken(name: str, dataset: Dataset, args: dict) -> Model:
     model = build(name, dataset.schema, args, seed=0)
     fill(model, dataset)
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        for weight in model.parameters():
-            weight += 0.2 * torch.randn_like(weight)
-        for table in (m for m in model.modules() if isinstance(m, Table)):
-            table.weight[0] = 0.0
+        shake(model)
         for epoch in range(3):
             model.train()(draw(dataset, model, epoch))
     return model.eval()

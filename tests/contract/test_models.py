@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from worlds import shake
 
 from isthmus.batch import Batch, Needs
 from isthmus.data.batches import Plan, batches
@@ -25,7 +26,6 @@ from isthmus.errors import ConfigError
 from isthmus.fit import fit
 from isthmus.layers.domain import DomainLinear
 from isthmus.layers.from_data import fill
-from isthmus.layers.table import Table
 from isthmus.model import Model, Retriever
 from isthmus.models import available, describe, get_model
 from isthmus.run import build
@@ -50,7 +50,7 @@ LEARNT = {False: 0.4, True: 0.1}
 
 
 class Known(Protocol):
-    """See conftest."""
+    """See ``worlds.py``."""
 
     dataset: Dataset
     task: Any
@@ -97,11 +97,7 @@ def shaken(name: str, dataset: Dataset) -> Model:
     model = build(name, dataset.schema, seed=0)
     fill(model, dataset)
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        for weight in model.parameters():
-            weight += 0.2 * torch.randn_like(weight)
-        for table in (m for m in model.modules() if isinstance(m, Table)):
-            table.weight[0] = 0.0
+        shake(model)
         for stage in model.stages():
             if stage.solve is not None:
                 stage.solve(dataset, tuple(range(len(dataset.schema.domains))))

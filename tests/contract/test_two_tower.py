@@ -11,6 +11,7 @@ import pytest
 import test_models as kit
 import torch
 from torch import Tensor, nn
+from worlds import shake
 
 from isthmus.data.dataset import Dataset
 from isthmus.errors import ConfigError
@@ -18,7 +19,6 @@ from isthmus.fit import fit
 from isthmus.layers.domain import DomainBatchNorm
 from isthmus.layers.from_data import fill
 from isthmus.layers.networks import available, get_network
-from isthmus.layers.table import Table
 from isthmus.layers.towers import Towers
 from isthmus.models import settings
 from isthmus.models.two_tower import TwoTower
@@ -47,11 +47,7 @@ def shaken(dataset: Dataset) -> Callable[[str], TwoTower]:
     def make(which: str) -> TwoTower:
         model = fresh(which, dataset)
         with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(1)
-            for weight in model.parameters():
-                weight += 0.2 * torch.randn_like(weight)
-            for table in (m for m in model.modules() if isinstance(m, Table)):
-                table.weight[0] = 0.0
+            shake(model)
             for epoch in range(3):
                 model.train()(kit.draw(dataset, model.needs, epoch=epoch))
         return model.eval()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from isthmus.batch import Batch
 from isthmus.layers.bridges import Chosen
-from isthmus.layers.past import find, past_of
+from isthmus.layers.past import past_of
+from isthmus.layers.solved import find
 
 HISTORY = torch.tensor([[0, 2, 3], [4, 5, 4], [0, 0, 0], [0, 0, 6]])
 BATCH = Batch(
@@ -74,6 +75,7 @@ def test_rows_without_any_event() -> None:
 @given(st.lists(st.integers(-5, 9)), st.lists(st.integers(-4, 8), unique=True))
 def test_numbers_are_found_where_they_are(wanted: list[int], among: list[int]) -> None:
     among = sorted(among)
-    place, there = find(torch.tensor(wanted, dtype=torch.int64), torch.tensor(among, dtype=torch.int64))
+    place = find(torch.tensor(among, dtype=torch.int64), torch.tensor(wanted, dtype=torch.int64))
+    there = place < len(among)
     assert there.tolist() == [number in among for number in wanted]
     assert [among[p] for p, found in zip(place.tolist(), there.tolist(), strict=True) if found] == [n for n in wanted if n in among]

@@ -27,7 +27,7 @@ from torch import Tensor
 from isthmus.errors import ConfigError
 from isthmus.layers.from_data import FromData
 from isthmus.layers.growing import Growing, Rows, one_row_each
-from isthmus.layers.solved import Solved, find
+from isthmus.layers.solved import Solved, find, rekeyed
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
@@ -178,7 +178,7 @@ class Biases(Solved, Levels):
         """Old domains keep what was counted before; new ones have what was counted now."""
         known, done = len(old.level), super().grow_from(old)
         new = self.keys >= known * self.size
-        moved = old.keys // old.size * self.size + old.keys % old.size  # items with events keep their codes
+        moved = rekeyed(old.keys, old.size, self.size)  # items with events keep their codes
         self.fill(
             keys=torch.cat([moved, self.keys[new]]),
             total=torch.cat([old.total[:-1], self.total[:-1][new], old.total[-1:]]),

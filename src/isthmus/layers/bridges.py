@@ -19,6 +19,7 @@ from isthmus.errors import ConfigError, nearest
 from isthmus.layers.domain import DomainLinear, DomainMLP
 from isthmus.layers.from_data import FromData
 from isthmus.layers.growing import Growing, Rows
+from isthmus.layers.mlp import start_at_zero
 from isthmus.layers.table import Table
 from isthmus.schema import FIRST, Entity, Schema
 
@@ -199,9 +200,7 @@ class Mapping(nn.Module):
         else:
             self.map = DomainMLP(domains, width, [hidden or 2 * width], out=width)
         last = self.map.last if isinstance(self.map, DomainMLP) else self.map
-        assert last is not None
-        for weight in last.parameters():
-            nn.init.zeros_(weight)
+        start_at_zero(last)
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(n, width), rows ordered by target domain -> (n, width)."""

@@ -12,6 +12,13 @@ from isthmus.layers.checks import require_share
 NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
+def start_at_zero(layer: nn.Module | None) -> None:
+    """Sets the weights of a network's last layer to 0: before training it says nothing."""
+    assert layer is not None
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+
+
 class MLP(nn.Module):
     """Linear, norm, activation, dropout for every hidden width; then a linear output when one is asked for.
 

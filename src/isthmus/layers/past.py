@@ -70,15 +70,3 @@ def past_of(batch: Batch, rows: Chosen, labels: bool = False) -> Past:
     label = batch.cross_label if labels else None
     shape = len(history), history.shape[1]
     return Past(shape, row, column, history[row, column], batch.cross_domain[at], None if label is None else label[at], rows.offsets)
-
-
-def find(wanted: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """Looks up numbers (n,) among ascending ones (m,).
-
-    Returns:
-        (n,) int64 where each one is, of use only where (n,) bool says that it is there.
-    """
-    place = torch.searchsorted(among, wanted)
-    inside = place < len(among)
-    place = place.where(inside, 0)
-    return place, inside & (among[place] == wanted) if len(among) else inside

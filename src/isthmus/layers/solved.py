@@ -34,6 +34,11 @@ def find(keys: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(keys[place] == wanted, place, keys.numel())
 
 
+def rekeyed(keys: Tensor, old: int, new: int) -> Tensor:
+    """Keys ``group * old + code`` (n,) as ``group * new + code``: codes stay, and there are more of them."""
+    return keys // old * new + keys % old
+
+
 class Solved(nn.Module):
     """A module whose buffers are filled by a closed form; loading a state takes the sizes that the state has."""
 
@@ -81,7 +86,7 @@ class PairTable(Solved, Growing):
 
     def grow_from(self, old: PairTable) -> set[str]:
         """The same pairs, under the keys that they have where there are more codes."""
-        self.fill(keys=old.keys // old.size * self.size + old.keys % old.size, rows=old.rows)
+        self.fill(keys=rekeyed(old.keys, old.size, self.size), rows=old.rows)
         return {"keys", "rows"}
 
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:

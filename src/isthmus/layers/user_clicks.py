@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.layers.biases import Biases
 from isthmus.layers.from_data import FromData
-from isthmus.layers.solved import PairTable
+from isthmus.layers.solved import PairTable, rekeyed
 from isthmus.schema import Schema
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class UserClicks(FromData, PairTable):
         """Old domains keep what was counted before; new ones have that and what was counted now."""
         assert isinstance(old, UserClicks)
         known, newest = len(old.generation), int(old.generation.max())
-        before = old.keys // old.size * self.size + old.keys % old.size
+        before = rekeyed(old.keys, old.size, self.size)
         group = self.keys // self.size
         new = (group >= known) & (group < TOTAL)
         keys, rows = self.keys[new], self.rows[:-1][new]

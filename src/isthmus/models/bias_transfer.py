@@ -98,9 +98,6 @@ class BiasTransfer(Model):
         return (self.biases.residual(item, domain, label) * real).sum(1), real.sum(1).to(label.dtype)
 
     def _solve(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
-        self.biases.take(dataset)
-        if self.clicks is not None:
-            self.clicks.take(dataset)
         if self.given is None:
             self._learn_weights(dataset, domains)
 

@@ -34,7 +34,7 @@ from isthmus.layers.biases import Biases
 from isthmus.layers.checks import require_share
 from isthmus.layers.dacdr import Start, TwoStep
 from isthmus.layers.features import ContextFields, EntityFields
-from isthmus.layers.mlp import MLP
+from isthmus.layers.mlp import MLP, start_at_zero
 from isthmus.layers.table import DomainTable
 from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
@@ -155,7 +155,7 @@ class DACDR(Model):
         self.bend = None if self.start is None else MLP(width_of_numbers, BEND, out=1)
         if self.bend is not None:
             for network in (self.head, self.bend):
-                _start_at_zero(network)
+                start_at_zero(network.layers[-1])
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
@@ -257,10 +257,3 @@ class DACDR(Model):
         fields = self.items(events.item)
         sides = [fields[:, 0]] if len(self.kinds) == 1 else [fields[:, 0], fields[:, 1:].mean(1)]
         return [events.padded(side + kind(events)) for side, kind in zip(sides, self.kinds, strict=True)]
-
-
-def _start_at_zero(network: MLP) -> None:
-    last = network.layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)

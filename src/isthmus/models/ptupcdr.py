@@ -27,13 +27,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isthmus.batch import Batch, Needs
 from isthmus.layers import losses
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, item_side, user_side
 from isthmus.layers.domain import DomainLinear, DomainMLP
+from isthmus.layers.mlp import start_at_zero
 from isthmus.layers.past import past_of
 from isthmus.model import Model, Retriever, Stage
 from isthmus.schema import Schema
@@ -60,9 +61,7 @@ class PTUPCDR(Retriever):
         self.attention = DomainMLP(domains, width, [hidden], out=None)
         self.attend = DomainLinear(domains, hidden, 1, bias=False)  # a softmax does not see a bias
         self.meta = DomainMLP(domains, width, [hidden], out=width * width)
-        assert self.meta.last is not None
-        for weight in self.meta.last.parameters():
-            nn.init.zeros_(weight)
+        start_at_zero(self.meta.last)
 
     def user_vector(self, batch: Batch) -> Tensor:
         """(B, dim + 2)."""

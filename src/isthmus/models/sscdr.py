@@ -33,7 +33,8 @@ from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, Mapping, mean_of
-from isthmus.layers.past import Past, find, past_of
+from isthmus.layers.past import Past, past_of
+from isthmus.layers.solved import find
 from isthmus.model import Model, Retriever, Stage
 from isthmus.schema import Schema
 
@@ -140,11 +141,12 @@ class SSCDR(Retriever):
             return (row * len(self.schema.domains) + domain) * self.schema.item.size + item
 
         length = liked.shape[1]
-        theirs, both = find(other[liked.row] * length + liked.column, liked.row * length + liked.column)
+        theirs = find(liked.row * length + liked.column, other[liked.row] * length + liked.column)
+        both = theirs < len(liked.row)
         mine, theirs = both.nonzero().flatten(), theirs[both]
         met = key(past.row, past.domain, past.item).sort().values
-        _, known = find(key(liked.row[mine], liked.domain[theirs], liked.item[theirs]), met)
-        return mine[~known], theirs[~known]
+        strange = find(met, key(liked.row[mine], liked.domain[theirs], liked.item[theirs])) == len(met)
+        return mine[strange], theirs[strange]
 
 
 def _next(offsets: tuple[int, ...]) -> Tensor:
