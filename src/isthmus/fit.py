@@ -264,7 +264,7 @@ def _set_rates(optimisers: Optimisers, share: float) -> None:
 
 def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     """One batch: forward, backward, update."""
-    losses = (stage.loss or work.task.loss)(work.model, batch)
+    losses = stage.terms(work.model, batch, work.task.loss)
     losses["total"] = torch.stack(list(losses.values())).sum()
     for optimiser in work.optimisers:
         optimiser.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from isthmus.insight import Insight
 
 Loss = Callable[["Model", Batch], dict[str, Tensor]]  # named scalar terms, which the loop adds and logs by name
+StageLoss = Callable[["Model", Batch, Loss], dict[str, Tensor]]  # the same, with the task's loss to build on
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Stage:
         name: shown in the log.
         weights: the parameters to train; None means all.
         domains: train on rows of these domain indices only; None means all.
-        loss: (model, batch) -> named scalar terms; None means the task's loss.
+        loss: (model, batch, the task's loss) -> named scalar terms; None means the task's loss.
         solve: closed form instead of epochs: called once with the data set and the domain indices to learn
             from; fills the model's buffers.
         rows: parameters of which some rows alone are trained, with a bool mask over the first dimension.  They are trained beside
@@ -44,10 +45,14 @@ class Stage:
     name: str
     weights: Sequence[nn.Parameter] | None = None
     domains: tuple[int, ...] | None = None
-    loss: Loss | None = None
+    loss: StageLoss | None = None
     solve: Callable[[Dataset, tuple[int, ...]], None] | None = None
     rows: Mapping[nn.Parameter, Tensor] | None = None
     known: bool = False
+
+    def terms(self, model: Model, batch: Batch, task: Loss) -> dict[str, Tensor]:
+        """What a batch loses by name: in the stage's own way, or in the task's."""
+        return task(model, batch) if self.loss is None else self.loss(model, batch, task)
 
 
 class Model(nn.Module, ABC):

@@ -49,13 +49,14 @@ class Registry:
         return importlib.import_module(f"{self.package}.{name}")
 
     def one_class(self, base: type[T], name: str, asked: str | None = None) -> type[T]:
-        """The one class of a file that derives from ``base``; for ``name`` and ``asked`` see ``module``.
+        """The one public class of a file that derives from ``base``; for ``name`` and ``asked`` see ``module``.
 
         Raises:
             ConfigError: no such file, or one that does not define exactly one.
         """
         module = self.module(name, asked)
-        found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__]
+        own = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__]
+        found = [c for c in own if not c.__name__.startswith("_")]
         if len(found) != 1:
             came = f"{module.__file__} defines {len(found)} {self.kind}s"
             raise ConfigError(came, "exactly one per file", "move the others to files of their own")

@@ -245,7 +245,7 @@ def test_every_weight_gets_a_gradient_or_is_solved(name: str, dataset: Dataset) 
             if stage.domains is not None:
                 batch = take(batch, torch.isin(batch.domain, torch.tensor(stage.domains)).nonzero().flatten())
             model.train().zero_grad()
-            loss = torch.stack(list((stage.loss or task.loss)(model, batch).values())).sum()
+            loss = torch.stack(list(stage.terms(model, batch, task.loss).values())).sum()
             loss.backward()
             for name_of, p in model.named_parameters():
                 if id(p) in wanted and p.grad is not None:

@@ -70,7 +70,7 @@ def whole(model: ADI, batch: Batch) -> Batch:
 def loss(model: ADI, batch: Batch) -> dict[str, Tensor]:
     (stage,) = model.stages()
     assert stage.loss is not None
-    return stage.loss(model, batch)
+    return stage.loss(model, batch, get_task("retrieval").loss)
 
 
 # ---------------------------------------------------------------- who meets whose weights

@@ -7,6 +7,9 @@ import torch
 from isthmus.batch import Batch
 from isthmus.models.emcdr import EMCDR
 from isthmus.schema import Schema
+from isthmus.task import get_task
+
+TASK = get_task("rating").loss
 
 
 def small(schema: Schema) -> EMCDR:
@@ -45,15 +48,15 @@ def test_the_loss_is_the_squared_distance_of_overlapping_users(schema: Schema) -
     assert loss is not None
     # user 3 alone overlaps; into a: [-1, 0.5] -> [0.5, -1] for [1, 0.25]; into b: [1, 0.25] -> [3, 1.5] for [-1, 0.5]
     into_a, into_b = 0.5**2 + 1.25**2, 4.0**2 + 1.0**2
-    assert loss(model, asked([2, 3], [0, 0]))["distance"] == into_a
-    assert loss(model, asked([2, 3, 3, 5], [0, 0, 1, 1]))["distance"] == (into_a + into_b) / 2
+    assert loss(model, asked([2, 3], [0, 0]), TASK)["distance"] == into_a
+    assert loss(model, asked([2, 3, 3, 5], [0, 0, 1, 1]), TASK)["distance"] == (into_a + into_b) / 2
 
 
 def test_a_batch_without_overlapping_users_trains_nothing(schema: Schema) -> None:
     model = small(schema)
     loss = model.stages()[1].loss
     assert loss is not None
-    found = loss(model, asked([2, 5], [0, 1]))["distance"]
+    found = loss(model, asked([2, 5], [0, 1]), TASK)["distance"]
     assert found == 0
     found.backward()
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.mapping.parameters())

@@ -12,6 +12,9 @@ from isthmus.batch import Batch, Pool
 from isthmus.layers.bridges import choose
 from isthmus.models.ptupcdr import PTUPCDR
 from isthmus.schema import Domain, Entity, Schema
+from isthmus.task import Task, get_task
+
+RATING, CTR, RETRIEVAL = get_task("rating"), get_task("ctr"), get_task("retrieval")
 
 
 def small(schema: Schema) -> PTUPCDR:
@@ -97,10 +100,10 @@ def test_characteristics_are_those_of_a_padded_softmax() -> None:
         torch.testing.assert_close(one, two)
 
 
-def stage_two(model: PTUPCDR, batch: Batch) -> torch.Tensor:
+def stage_two(model: PTUPCDR, batch: Batch, task: Task) -> torch.Tensor:
     loss = model.stages()[1].loss
     assert loss is not None
-    return loss(model, batch)["task"]
+    return torch.stack(list(loss(model, batch, task.loss).values())).sum()
 
 
 def rating(batch: Batch) -> Batch:
@@ -111,31 +114,29 @@ def test_the_loss_is_the_tasks_over_the_bridge(schema: Schema) -> None:
     model = small(schema)
     batch = rating(asked([2], [[0, 2]]))  # lives in both: [2, 1] over [[1, 2], [3, 1]] is [4, 7]
     score = torch.tensor(3 + 7 + 0.125 + 4 * 2)
-    model.schema = replace(schema, label="rating")
-    assert stage_two(model, batch) == (score - 4) ** 2
-    model.schema = schema
-    torch.testing.assert_close(stage_two(model, replace(batch, label=torch.ones(1, 1))), torch.log1p((-score).exp()))
-    torch.testing.assert_close(stage_two(model, replace(batch, label=torch.zeros(1, 1))), score)
+    assert stage_two(model, batch, RATING) == (score - 4) ** 2
+    assert stage_two(model, batch, RATING.with_absolute_error(0.5)) == (score - 4) ** 2 + 0.5 * (score - 4)
+    torch.testing.assert_close(stage_two(model, replace(batch, label=torch.ones(1, 1)), CTR), torch.log1p((-score).exp()))
+    torch.testing.assert_close(stage_two(model, replace(batch, label=torch.zeros(1, 1)), CTR), score)
     other = torch.tensor(3 + 7 + 0.5 - 4)  # item 5
     expected = torch.logaddexp(score, other) - score
     ranked = replace(batch, item=torch.tensor([[4, 5]]), label=torch.tensor([[1.0, 0.0]]))
-    torch.testing.assert_close(stage_two(model, ranked), expected)
+    torch.testing.assert_close(stage_two(model, ranked, RETRIEVAL), expected)
     pool = Pool(torch.tensor([4, 5]), torch.zeros(2, dtype=torch.int64), (0, 2, 2), torch.tensor([0]))
-    torch.testing.assert_close(stage_two(model, replace(batch, pool=pool)), expected)
+    torch.testing.assert_close(stage_two(model, replace(batch, pool=pool), RETRIEVAL), expected)
     torch.testing.assert_close(stage_two(model, replace(batch, pool=replace(pool, item=torch.tensor([5, 4]), own=torch.tensor([1]),
-        log_q=torch.zeros(2)))), expected)  # fmt: skip
+        log_q=torch.zeros(2))), RETRIEVAL), expected)  # fmt: skip
 
 
-@pytest.mark.parametrize("label", ["rating", "click"])
-def test_rows_without_a_source_weigh_nothing(schema: Schema, label: str) -> None:
+@pytest.mark.parametrize("task", [RATING, CTR], ids=lambda task: task.name)
+def test_rows_without_a_source_weigh_nothing(schema: Schema, task: Task) -> None:
     model = small(schema)
-    model.schema = replace(schema, label=label)  # type: ignore[arg-type]
     model.users.present[4, 0] = True  # lives in a alone
     alone, company = rating(asked([2, 3], [[0, 2], [3, 2]])), rating(asked([4, 2, 1, 3], [[0, 0], [0, 2], [0, 0], [3, 2]]))
-    torch.testing.assert_close(stage_two(model, company), stage_two(model, alone))
+    torch.testing.assert_close(stage_two(model, company, task), stage_two(model, alone, task))
     weighted = replace(company, weight=torch.tensor([5.0, 1.0, 7.0, 0.0]))
-    torch.testing.assert_close(stage_two(model, weighted), stage_two(model, rating(asked([2], [[0, 2]]))))
-    none = stage_two(model, rating(asked([4, 1], [[0, 0], [0, 0]])))
+    torch.testing.assert_close(stage_two(model, weighted, task), stage_two(model, rating(asked([2], [[0, 2]])), task))
+    none = stage_two(model, rating(asked([4, 1], [[0, 0], [0, 0]])), task)
     assert none == 0
     none.backward()
     bridge = model.stages()[1].weights

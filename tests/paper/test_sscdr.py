@@ -11,6 +11,7 @@ from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.models.sscdr import SSCDR
 from isthmus.schema import Domain, Entity, Schema
+from isthmus.task import get_task
 
 
 def small(schema: Schema, **settings: float) -> SSCDR:
@@ -74,7 +75,7 @@ def test_a_rating_below_the_mean_makes_no_neighbour(schema: Schema) -> None:
 def losses_of(model: SSCDR, batch: Batch) -> dict[str, float]:
     loss = model.stages()[1].loss
     assert loss is not None
-    return {name: value.item() for name, value in loss(model, batch).items()}
+    return {name: value.item() for name, value in loss(model, batch, get_task("rating").loss).items()}
 
 
 def test_losses_by_hand(schema: Schema) -> None:
@@ -141,7 +142,7 @@ def test_a_batch_without_overlapping_users_trains_nothing(schema: Schema) -> Non
     model = small(schema)
     loss = model.stages()[1].loss
     assert loss is not None
-    found = loss(model, asked([5, 1], [[0, 2], [0, 0]]))
+    found = loss(model, asked([5, 1], [[0, 2], [0, 0]]), get_task("rating").loss)
     assert [value.item() for value in found.values()] == [0, 0]
     torch.stack(list(found.values())).sum().backward()
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.mapping.parameters())

@@ -17,7 +17,7 @@ from isthmus.registry import Registry
 FILES = {
     "__init__": "",
     "_base": "class Animal:\n    pass\n",
-    "cat": "from animals._base import Animal\nclass Cat(Animal):\n    pass\nclass Whisker:\n    pass\n",
+    "cat": "from animals._base import Animal\nclass Cat(Animal):\n    pass\nclass Whisker:\n    pass\nclass _Lion(Cat):\n    pass\n",
     "ant": "from animals.cat import Cat\n",
     "pack": "from animals._base import Animal\nclass Wolf(Animal):\n    pass\nclass Dog(Animal):\n    pass\n",
 }
@@ -43,7 +43,7 @@ def test_lists_public_files_in_order_and_imports_none(animals: Registry) -> None
     assert not [m for m in sys.modules if m.startswith("animals")]
 
 
-def test_finds_the_one_class_that_a_file_defines(animals: Registry) -> None:
+def test_finds_the_one_public_class_that_a_file_defines(animals: Registry) -> None:
     base = animals.module("cat").Animal
     assert animals.one_class(base, "cat").__name__ == "Cat"
     for name, n in (("ant", 0), ("pack", 2)):  # what is imported into a file is not its own

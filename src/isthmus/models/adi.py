@@ -31,7 +31,7 @@ from isthmus.layers.adi import Tower
 from isthmus.layers.catalogues import Catalogues
 from isthmus.layers.losses import pool_softmax
 from isthmus.layers.towers import NEEDS, Towers
-from isthmus.model import Model, Retriever, Stage, evaluating
+from isthmus.model import Loss, Model, Retriever, Stage, evaluating
 from isthmus.schema import Schema
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class ADI(Retriever):
         ]
 
 
-def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
+def _self_training_loss(model: Model, batch: Batch, task: Loss) -> dict[str, Tensor]:
     """Eq. 27: the rows themselves, and their pseudo-labelled copies in other domains.
 
     Pseudo rows pass with frozen statistics, so that a domain's batch norm sees its own rows only; and so do the candidates
@@ -226,14 +226,12 @@ def _self_training_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     pool = batch.pool
     if pool is None:
         raise ConfigError("self-training with each row's own negatives", "candidates shared by a domain's rows", 'sampler="auto"')
-    user, vectors = model.user_vector(batch), model.item_vector(pool.item, pool.domain)
-    item = batch.item[:, 0]
-    terms = {"loss": pool_softmax(user, item, batch.offsets, vectors, pool, vectors[pool.own], batch.weight)}
+    terms = task(model, batch)
     rows, domain = model.pseudo_rows(batch)
     ranked = torch.tensor(pool.offsets, device=rows.device).diff() > 1  # no row in this batch, or one alone: nothing to compare with
     rows, domain = rows[ranked[domain]], domain[ranked[domain]]
     if not len(rows):
-        return {**terms, "pseudo": user.sum() * 0}
+        return {**terms, "pseudo": torch.zeros_like(terms["loss"])}
     other = batch.take(rows, domain)
     with evaluating(model):
         user, positive = model.user_vector(other), model.item_vector(other.item[:, 0], domain)

@@ -25,7 +25,7 @@ from torch import Tensor
 from isthmus.batch import Batch, Needs
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, Mapping, item_side, mean_of, user_side
-from isthmus.model import Model, Retriever, Stage
+from isthmus.model import Loss, Model, Retriever, Stage
 from isthmus.schema import Schema
 
 
@@ -68,7 +68,7 @@ class EMCDR(Retriever):
     def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
         return self.mapping(self.users.source(rows), rows.offsets)
 
-    def _distance(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+    def _distance(self, model: Model, batch: Batch, task: Loss) -> dict[str, Tensor]:
         rows = self.users.overlapping(batch)
         target = self.users.factors(rows.user, rows.domain)
         return {"distance": mean_of((self._bridge(batch, rows) - target).square().sum(1))}

@@ -18,25 +18,25 @@ A user with training events in d is served by her own factors, one with events e
 
 Deviations: biases, bridged along with the vectors; of several source domains the mean user factor and the merged history; the
 history is that before the moment predicted, and an empty one has characteristics of zero; g's output layer starts at zero; the
-paper goes on to fine-tune the bridged vector where a user becomes known, here her own factors take over.  Stage 2 takes the loss
-from the batch: softmax where there are candidates beside the row's own, else that of the label's kind.
+paper goes on to fine-tune the bridged vector where a user becomes known, here her own factors take over.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from isthmus.batch import Batch, Needs
-from isthmus.layers import losses
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, item_side, user_side
 from isthmus.layers.domain import DomainLinear, DomainMLP
 from isthmus.layers.mlp import start_at_zero
 from isthmus.layers.past import past_of
-from isthmus.model import Model, Retriever, Stage
+from isthmus.model import Loss, Model, Retriever, Stage
 from isthmus.schema import Schema
 
 
@@ -65,7 +65,7 @@ class PTUPCDR(Retriever):
 
     def user_vector(self, batch: Batch) -> Tensor:
         """(B, dim + 2)."""
-        return user_side(self.users(batch, self._bridge), self.biases.level[batch.domain])
+        return user_side(self.users(batch, self.bridge), self.biases.level[batch.domain])
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """(..., dim + 2)."""
@@ -75,9 +75,10 @@ class PTUPCDR(Retriever):
         """Factors by the task's loss (in training every row's user has factors of her own), then all that makes bridges."""
         factors = [*self.users.parameters(), *self.items.parameters()]
         bridge = [p for part in (self.attention, self.attend, self.meta) for p in part.parameters()]
-        return [Stage("factors", factors, known=True), Stage("bridge", bridge, loss=self._task_oriented)]
+        return [Stage("factors", factors, known=True), Stage("bridge", bridge, loss=partial(_task_oriented, _OverBridges(self)))]
 
-    def _bridge(self, batch: Batch, rows: Chosen) -> Tensor:
+    def bridge(self, batch: Batch, rows: Chosen) -> Tensor:
+        """The chosen rows' users as their domain would have them, from elsewhere: (n, dim + 1)."""
         width = self.users.factors.weight.shape[1]
         bridge = self.meta(self.characteristics(batch, rows), rows.offsets).view(-1, width, width)
         return (bridge @ self.users.source(rows)[..., None]).squeeze(-1)
@@ -91,19 +92,30 @@ class PTUPCDR(Retriever):
         score = self.attend(self.attention(v, offsets), offsets).squeeze(1)
         return past.total(past.softmax(score)[:, None] * v)
 
-    def _task_oriented(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """The task's loss of the overlapping users' rows, scored over their bridges; other rows weigh nothing."""
-        rows = self.users.overlapping(batch)
-        factor = self.users.factors.weight.new_zeros(len(batch), self.users.factors.weight.shape[1])
-        user = user_side(factor.index_copy(0, rows.place, self._bridge(batch, rows)), self.biases.level[batch.domain])
-        weight = user.new_zeros(len(batch)).index_fill(0, rows.place, 1.0)
-        weight = weight if batch.weight is None else weight * batch.weight
-        if batch.pool is not None:
-            pool, item = batch.pool, self.item_vector(batch.pool.item, batch.pool.domain)
-            return {"task": losses.pool_softmax(user, batch.item[:, 0], batch.offsets, item, pool, item[pool.own], weight)}
-        logit = (user[:, None] * self.item_vector(batch.item, batch.domain[:, None].expand_as(batch.item))).sum(-1)
-        if batch.item.shape[1] > 1:
-            return {"task": losses.sampled_softmax(logit, batch.log_q, batch.item, weight)}
-        assert batch.label is not None
-        loss = losses.squared_error if self.schema.label == "rating" else losses.binary_cross_entropy
-        return {"task": loss(logit, batch.label, weight)}
+
+class _OverBridges(Retriever):
+    """The same model, where users of two domains are scored over their bridges too, and nobody else."""
+
+    def __init__(self, model: PTUPCDR) -> None:
+        super().__init__(model.schema)
+        self.model = model
+
+    def rows(self, batch: Batch) -> Chosen:
+        """Those of the overlapping users."""
+        return self.model.users.overlapping(batch)
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        """(B, dim + 2)."""
+        rows, factors = self.rows(batch), self.model.users.factors.weight
+        bridged = factors.new_zeros(len(batch), factors.shape[1]).index_copy(0, rows.place, self.model.bridge(batch, rows))
+        return user_side(bridged, self.model.biases.level[batch.domain])
+
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        """(..., dim + 2)."""
+        return self.model.item_vector(item, domain)
+
+
+def _task_oriented(over: _OverBridges, model: Model, batch: Batch, task: Loss) -> dict[str, Tensor]:
+    """The task's loss of the overlapping users' rows, scored over their bridges; other rows weigh nothing."""
+    weight = batch.user.new_zeros(len(batch), dtype=torch.float32).index_fill(0, over.rows(batch).place, 1.0)
+    return task(over, replace(batch, weight=weight if batch.weight is None else weight * batch.weight))

@@ -35,7 +35,7 @@ from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers, Chosen, Factors, Mapping, mean_of
 from isthmus.layers.past import Past, past_of
 from isthmus.layers.solved import find
-from isthmus.model import Model, Retriever, Stage
+from isthmus.model import Loss, Model, Retriever, Stage
 from isthmus.schema import Schema
 
 
@@ -113,7 +113,7 @@ class SSCDR(Retriever):
         y = torch.cat([y[:, :-1], torch.zeros_like(y[:, -1:])], 1)
         return self.mapping(y, past.offsets)[:, :-1]
 
-    def _distances(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+    def _distances(self, model: Model, batch: Batch, task: Loss) -> dict[str, Tensor]:
         rows = self.users.overlapping(batch)
         target = self.users.factors(rows.user, rows.domain)
         supervised = (self.mapping(self.users.source(rows), rows.offsets) - target).square().sum(1)
