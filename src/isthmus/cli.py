@@ -38,6 +38,14 @@ DomainColumn = Annotated[str, typer.Option("--domain", help="Column of the domai
 Time = Annotated[str | None, typer.Option(help="Column of the times; without it only the order within the given split counts.")]
 Label = Annotated[str | None, typer.Option(help="Column of 0/1 clicks or of ratings; without it every event is a positive.")]
 Context = Annotated[list[str] | None, typer.Option(help="Column that varies by event; may be given several times.")]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        help="name=value; more of what a source takes, such as label=click for ciao, or behaviour=kind, items=items.parquet, "
+        "time_unit=ms for your own files; may be given several times.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="name=value; a setting of fit or of the model, may be given several times.")]
 
@@ -70,6 +78,7 @@ def doctor(
     time: Time = None,
     label: Label = None,
     context: Context = None,
+    more: With = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a data set: sizes, overlaps, label rates, time spans, cold starts, duplicates, and what would leak.
@@ -78,7 +87,7 @@ def doctor(
     """
     from isthmus.data.doctor import examine
 
-    events, split = _load(source, user, item, domain, time, label, context)
+    events, split = _load(_source(source, user, item, domain, time, label, context, more))
     report = examine(events, split) if split is not None else examine(events)
     if json:
         import json as writer
@@ -98,6 +107,7 @@ def prepare(
     time: Time = None,
     label: Label = None,
     context: Context = None,
+    more: With = None,
     split: Annotated[str | None, typer.Option(help="global_time, leave_last, random; default: by time when there is time.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
@@ -108,7 +118,7 @@ def prepare(
     from isthmus.data.encode import encode
     from isthmus.experiment import ModelSpec, Recipe, make_split
 
-    events, brought = _load(source, user, item, domain, time, label, context)
+    events, brought = _load(_source(source, user, item, domain, time, label, context, more))
     chosen = make_split(events, Recipe("prepare", source, (ModelSpec("popularity"),), split=split), brought)
     dataset = encode(events, chosen, out, overwrite=overwrite)
     _console().print(
@@ -165,6 +175,7 @@ def adapt(
     time: Time = None,
     label: Label = None,
     context: Context = None,
+    more: With = None,
     split: Annotated[str | None, typer.Option(help="global_time, leave_last, random; default: by time when there is time.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted adaptation stopped.")] = False,
     settings: Sets = None,
@@ -187,7 +198,7 @@ def adapt(
     if resume and (out / "data" / "manifest.json").exists():
         dataset = Dataset.load(out / "data")
     else:
-        events, brought = _load(source, user, item, domain_column, time, label, context)
+        events, brought = _load(_source(source, user, item, domain_column, time, label, context, more))
         chosen = make_split(events, Recipe("adapt", source, (ModelSpec("popularity"),), split=split), brought)
         dataset = encode(events, chosen, out / "data", base=before, overwrite=not (out / "run.json").exists())
     how = settings_of(trained, _settings(settings))
@@ -208,6 +219,7 @@ def adapt_curve(
     time: Time = None,
     label: Label = None,
     context: Context = None,
+    more: With = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
     settings: Sets = None,
 ) -> None:
@@ -223,7 +235,7 @@ def adapt_curve(
     from isthmus.how import How
     from isthmus.report.looks import look
 
-    events, brought = _load(source, user, item, domain_column, time, label, context)
+    events, brought = _load(_source(source, user, item, domain_column, time, label, context, more))
     chosen = brought or splits.default(events)
     how, args = _of_fit_and_model(settings)
     frame = adaptation_curve(events, chosen, domain, size, model, args, how=How.of(how), seeds=range(seeds), say=typer.echo)
@@ -342,6 +354,7 @@ def compare(
     time: Time = None,
     label: Label = None,
     context: Context = None,
+    more: With = None,
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these models; may be given several times.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network.")] = None,
     cell: Annotated[list[str] | None, typer.Option("--cell", help="Only these cells; may be given several times.")] = None,
@@ -355,13 +368,17 @@ def compare(
       [bold]isthmus compare events.parquet --user uid --item iid --domain market --time ts[/]
     """
     from isthmus.config import read_recipe
+    from isthmus.errors import ConfigError
 
     events, split = None, None
     if source.endswith(".toml"):
+        if more:
+            raise ConfigError(f"--with {more[0]} beside a recipe", "what a source takes, for events", "write it into the recipe's [data]")
         recipe = read_recipe(source)
     else:
-        events, split = _load(source, user, item, domain, time, label, context)
-        recipe = _own_recipe(source, events)
+        asked = _source(source, user, item, domain, time, label, context, more)
+        events, split = _load(asked)
+        recipe = _own_recipe(source, asked, events)
     recipe = _narrowed(recipe, seeds, model, cell)
     _run(recipe, out or Path("runs") / recipe.name, _console(), events=events, split=split)
 
@@ -464,18 +481,30 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def _load(
-    source: str, user: str, item: str, domain: str, time: str | None, label: str | None, context: list[str] | None
-) -> tuple[Events, Split | None]:
-    """A public set by name, or the user's own files."""
+def _source(
+    source: str,
+    user: str,
+    item: str,
+    domain: str,
+    time: str | None,
+    label: str | None,
+    context: list[str] | None,
+    more: list[str] | None,
+) -> tuple[str, dict[str, Any]]:
+    """Which source and what it is asked for: a public set by name, or the user's own files."""
     from isthmus.data import sources
 
+    given = _settings(more, "--with")
     if source in sources.available() and not Path(source).exists():
-        loaded = sources.load(source)
-    else:
-        loaded = sources.load(
-            "table", path=source, user=user, item=item, domain=domain, time=time, label=label, context=tuple(context or ())
-        )
+        return source, given
+    columns = {"user": user, "item": item, "domain": domain, "time": time, "label": label, "context": tuple(context or ())}
+    return "table", {"path": source, **columns, **given}
+
+
+def _load(source: tuple[str, dict[str, Any]]) -> tuple[Events, Split | None]:
+    from isthmus.data import sources
+
+    loaded = sources.load(source[0], **source[1])
     return loaded.events, loaded.split
 
 
@@ -502,13 +531,13 @@ def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None =
     return comparison
 
 
-def _own_recipe(source: str, events: Events) -> Recipe:
-    """The default comparison for somebody's own file."""
+def _own_recipe(title: str, source: tuple[str, dict[str, Any]], events: Events) -> Recipe:
+    """The default comparison of events that no recipe describes."""
     from isthmus.experiment import Recipe, default_models
     from isthmus.task import default_task
 
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(source).stem) or "events"
-    return Recipe(name, "table", default_models(default_task(events.schema)), title=source, source_args={"path": source})
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(title).stem) or "events"
+    return Recipe(name, source[0], default_models(default_task(events.schema)), title=title, source_args=source[1])
 
 
 def _demo_recipe(seeds: tuple[int, ...]) -> Recipe:
@@ -570,7 +599,7 @@ def _of_fit_and_model(pairs: list[str] | None) -> tuple[dict[str, Any], dict[str
     return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
 
 
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
+def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
     """``name=value`` pairs; values are read as TOML values, else as text."""
     import tomllib
 
@@ -580,7 +609,8 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         name, sign, value = pair.partition("=")
         if not sign or not name:
-            raise ConfigError(f"--set {pair!r}", "name=value", "--set lr=2e-3")
+            example = "lr=2e-3" if option == "--set" else "label=click"
+            raise ConfigError(f"{option} {pair!r}", "name=value", f"{option} {example}")
         try:
             found[name] = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from isthmus.cli import _settings
+from isthmus.data.dataset import Dataset
 from isthmus.data.synthetic import make_world
 from isthmus.errors import ConfigError
 
@@ -106,6 +107,24 @@ def test_the_walk_step_by_step(events: Path, tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "top.parquet")["rank"].to_list() == [1, 2, 3] * 2
     assert "did you mean" in isthmus("retrieve", "run", "--data", "data", "--domain", market + "x", cwd=tmp_path, ok=2)
     assert "no dot product" in isthmus("retrieve", "run", "--data", "data", "--domain", market, "--index", "ivf", cwd=tmp_path, ok=2)
+
+
+def test_more_of_a_source(events: Path, tmp_path: Path) -> None:
+    own = tmp_path / "kinds.parquet"
+    frame = pl.read_parquet(events).with_columns(kind=pl.lit("view"))
+    frame.write_parquet(own)
+    frame.select("iid", brand=pl.lit("x")).unique().write_csv(tmp_path / "items.csv")
+    more = ("--with", "behaviour=kind", "--with", f"items={tmp_path / 'items.csv'}")
+    isthmus("prepare", own, *OWN, *more, "-o", tmp_path / "data")
+    schema = Dataset.load(tmp_path / "data").schema
+    assert schema.behaviours == ("view",)
+    assert [f.name for f in schema.item.fields] == ["brand"]
+    assert json.loads(isthmus("doctor", "world", "--with", "kind=table2", "--with", "settings={scale=0.02}", "--json"))["domains"]
+    said = isthmus("doctor", own, *OWN, "--with", "behavior=kind", ok=2)
+    assert "has no argument 'behavior'" in said
+    assert "did you mean 'behaviour'" in said
+    recipe = Path(__file__).parents[2] / "recipes" / "xmrec.toml"
+    assert "write it into the recipe's [data]" in isthmus("compare", recipe, "--with", "market=s1", ok=2)
 
 
 def test_a_new_domain(tmp_path: Path) -> None:
