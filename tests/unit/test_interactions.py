@@ -84,16 +84,16 @@ def test_dice_by_hand() -> None:
     p = torch.tensor([[-1.0], [1.0]]).sigmoid()
     torch.testing.assert_close(dice(x), p * x + (1 - p) * 0.5 * x)
     dice.eval()
-    p = ((x - dice.mean) / dice.var.sqrt()).sigmoid()
+    p = ((x - dice.running_mean) / dice.running_var.sqrt()).sigmoid()
     torch.testing.assert_close(dice(x), p * x + (1 - p) * 0.5 * x)
-    torch.testing.assert_close(dice.mean, torch.tensor([0.1]))  # a tenth of the way to the batch's
+    torch.testing.assert_close(dice.running_mean, torch.tensor([0.1]))  # a tenth of the way to the batch's
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_dice_has_no_statistics_of_a_row(rows: int) -> None:
     dice, x = Dice(2), torch.full((rows, 2), 3.0)
     torch.testing.assert_close(dice(x), x * x.sigmoid(), rtol=1e-5, atol=1e-5)  # mean 0, variance 1, slope 0
-    assert torch.equal(dice.mean, torch.zeros(2))
+    assert torch.equal(dice.running_mean, torch.zeros(2))
 
 
 def padded_attention(unit: TargetAttention, history: Tensor, real: Tensor, query: Tensor) -> Tensor:

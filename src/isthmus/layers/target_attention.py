@@ -23,18 +23,18 @@ class Dice(nn.Module):
         width: of the input; each element has its own a, which starts at 0.
     """
 
-    mean: Tensor
-    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.slope = nn.Parameter(torch.zeros(width))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width) -> (N, width)."""
-        p = F.batch_norm(x, self.mean, self.var, training=self.training and len(x) > 1, eps=1e-8).sigmoid()
+        p = F.batch_norm(x, self.running_mean, self.running_var, training=self.training and len(x) > 1, eps=1e-8).sigmoid()
         return x * torch.lerp(self.slope.expand_as(p), torch.ones_like(p), p)
 
 
