@@ -1,9 +1,9 @@
-"""What a user did, seen from the candidate: the activation unit of DIN and its ``Dice``, on events without padding."""
+"""What a user did, seen from the candidate: a weighted sum of events without padding, as in DIN, MiNet and DADIN."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,42 +39,67 @@ class Dice(nn.Module):
 
 
 class TargetAttention(nn.Module):
-    """Weighs a user's events by a candidate and adds them up (Zhou et al., KDD 2018, eq. 3).
+    """Weighs a user's events by a candidate and adds them up.
 
     ::
 
-        v(candidate) = sum over j of a(e_j, q) e_j,     a: a network of [e_j, q, e_j * q]
+        v(q) = sum over j of a_j e_j,     a_j = a network of [e_j, q, e_j * q]                  DIN
+        softmax over j of a network of [e_j, q, p, (M e_j) * q]                                 MiNet, DADIN (eq. 2, 3)
 
-    The first layer is split into its three parts, so that q is multiplied once per candidate and not once per event, and only real
-    events are computed.  A part e_j - q, which others add, would be the sum of two that are there.
+    with the user's profile p, and a matrix M where events come from another domain.  The first layer is split into its parts, so
+    that q and p are multiplied once per candidate and row, not once per event, and only real events are computed.  A part
+    e_j - q, which others add, would be the sum of two that are there.
 
     Args:
-        width: of an event and of a candidate.
+        width: of an event, a candidate and a profile.
         hidden: widths of the network's hidden layers, at least one.
-        softmax: weights that sum to 1; False: as printed, where how much a user did may show.
+        activation: between layers, made from their width.
+        softmax: weights that sum to 1; False: as they are, so that how much a user did may show.
+        profile: read p.
+        transfer: there is an M.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int] = (80, 40), *, softmax: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: Sequence[int] = (80, 40),
+        *,
+        activation: Callable[[int], nn.Module] = Dice,
+        softmax: bool = False,
+        profile: bool = False,
+        transfer: bool = False,
+    ) -> None:
         super().__init__()
         first = hidden[0]
         self.query = nn.Linear(width, first)
         self.event, self.both = nn.Linear(width, first, bias=False), nn.Linear(width, first, bias=False)
-        layers: list[nn.Module] = [Dice(first)]
+        self.profile = nn.Linear(width, first, bias=False) if profile else None
+        self.transfer = nn.Linear(width, width, bias=False) if transfer else None
+        if self.transfer is not None:
+            nn.init.eye_(self.transfer.weight)  # at first another domain is like this one
+        layers: list[nn.Module] = [activation(first)]
         for before, size in itertools.pairwise(hidden):
-            layers += [nn.Linear(before, size), Dice(size)]
-        self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+            layers += [nn.Linear(before, size), activation(size)]
+        self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1, bias=not softmax))  # a softmax does not see a bias
         self.softmax = softmax
 
-    def weights(self, event: Tensor, row: Tensor, query: Tensor) -> Tensor:
-        """Events (E, width) of rows (E,) ascending, candidates (B, C, width) -> (E, C)."""
-        q = query[row]
-        x = self.event(event)[:, None] + self.query(query)[row] + self.both(event[:, None] * q)
-        score = self.rest(x.flatten(0, 1)).view(q.shape[:2])
+    def weights(self, event: Tensor, row: Tensor, query: Tensor, profile: Tensor | None = None) -> Tensor:
+        """Events (E, width) of rows (E,) ascending, candidates (B, C, width), profiles (B, width) -> (E, C)."""
+        moved = event if self.transfer is None else self.transfer(event)
+        asked = self.query(query)
+        if self.profile is not None:
+            assert profile is not None
+            asked = asked + self.profile(profile)[:, None]
+        x = self.event(event)[:, None] + asked[row] + self.both(moved[:, None] * query[row])
+        score = self.rest(x.flatten(0, 1)).view(x.shape[:2])
         return _softmax(score, row, len(query)) if self.softmax else score
 
-    def forward(self, event: Tensor, row: Tensor, query: Tensor) -> Tensor:
-        """Events (E, width) of rows (E,) ascending, candidates (B, C, width) -> (B, C, width); 0 for a user without events."""
-        weighted = self.weights(event, row, query)[..., None] * event[:, None]
+    def forward(self, event: Tensor, row: Tensor, query: Tensor, profile: Tensor | None = None) -> Tensor:
+        """Events (E, width) of rows (E,) ascending, candidates (B, C, width), profiles (B, width) -> (B, C, width).
+
+        A user without events gets 0.
+        """
+        weighted = self.weights(event, row, query, profile)[..., None] * event[:, None]
         return torch.zeros_like(query).index_add(0, row, weighted)
 
 
