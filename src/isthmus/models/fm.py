@@ -35,7 +35,6 @@ class FM(Retriever):
 
     needs: ClassVar[Needs] = Needs(history=True, context=True)
     paper: ClassVar[str] = "Rendle, Factorization Machines, ICDM 2010"
-    shallow: ClassVar[bool] = True
 
     def __init__(self, schema: Schema, *, dim: int = 16, id_dropout: float = 0.05) -> None:
         super().__init__(schema)
