@@ -33,6 +33,7 @@ from isthmus.comparison import Comparison, Whole, cell_folder, judge_part, measu
 from isthmus.data import sources
 from isthmus.data import split as splits
 from isthmus.data.events import Events
+from isthmus.data.last_day import last_day
 from isthmus.data.sources import Loaded
 from isthmus.data.split import Split
 from isthmus.errors import ConfigError, StorageError, nearest
@@ -183,6 +184,7 @@ def make_split(events: Events, recipe: Recipe, brought: Split | None = None) -> 
         "global_time": splits.global_time,
         "leave_last": splits.leave_last,
         "cold_users": splits.cold_users,
+        "last_day": last_day,
         "random": splits.random,
     }
     if recipe.split == "given" or (recipe.split is None and brought is not None):

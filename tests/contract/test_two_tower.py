@@ -162,7 +162,7 @@ def test_the_frame_has_the_same_defaults_as_in_adi() -> None:
 
 @pytest.mark.parametrize("name", ["two_tower", "adi"])
 def test_every_argument_of_the_frame_is_passed_on_with_the_same_default(name: str, dataset: Dataset) -> None:
-    frame = {k: p.default for k, p in inspect.signature(Towers).parameters.items() if k not in ("schema", "make")}
+    frame = {k: p.default for k, p in inspect.signature(Towers).parameters.items() if k not in ("schema", "make", "make_item")}
     assert {key: settings(name)[key] for key in frame} == frame
     other = {"dim": 8, "user_id": False, "tied": False, "id_dropout": 0.125, "history_dropout": 0.25, "temperature": 0.5, "bias": True}
 

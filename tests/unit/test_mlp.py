@@ -32,7 +32,7 @@ def test_widths() -> None:
 
 
 def test_norm_and_activation() -> None:
-    kinds = [type(m) for m in MLP(5, (4,), norm="batch", dropout=0.5, activation=nn.GELU, out=1).layers]
+    kinds = [type(m) for m in MLP(5, (4,), norm="batch", dropout=0.5, activation=lambda width: nn.GELU(), out=1).layers]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.GELU, nn.Dropout, nn.Linear]
     assert nn.LayerNorm in [type(m) for m in MLP(5, (4,), norm="layer").layers]
     with pytest.raises(ConfigError, match="group"):

@@ -42,6 +42,8 @@ HIDDEN_LAYERS = {  # by default, each one dropped from
     "dnn": 2,
     "shared_bottom": 1 + 1,  # bottom, tower
     "cross_stitch": 2,
+    "mlp_plus_plus": 2,
+    "conet": 2,
     "mmoe": 2 + 1,  # experts, tower
     "ple": 2 * (1 + 1) + 1,  # two levels of own and shared experts, tower
     "star": 2 + 1,  # star, auxiliary
@@ -204,5 +206,5 @@ def test_hidden_layers_may_be_none(name: str) -> None:
 
 
 def test_listing_the_names_imports_no_torch() -> None:
-    code = "import sys; from isthmus.layers.networks import available; assert len(available()) == 6; sys.exit('torch' in sys.modules)"
+    code = "import sys; from isthmus.layers.networks import available; assert len(available()) == 8; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

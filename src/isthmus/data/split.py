@@ -1,6 +1,7 @@
 """Splits: which events train, validate and test, and the candidate lists that come with the data.
 
-Rules: ``global_time`` (the default for timed data), ``leave_last``, ``cold_users``, ``given``, ``random``.
+Rules: ``global_time`` (the default for timed data), ``leave_last``, ``cold_users``, ``given``, ``random``; and ``last_day``, in a file of
+its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 TRAIN, VALID, TEST, UNUSED, KNOWN = range(5)
 PARTS = ("train", "valid", "test", "unused", "known")
-COLD_USERS = "cold_users"
+COLD_USERS, LAST_DAY = "cold_users", "last_day"
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class Split:
     def in_history(self) -> np.ndarray:
         """(N,) bool: events that may enter the histories of later rows.
 
-        All but the unused ones; under ``cold_users`` training events and those only known, because the target history
-        of the held-out users is what must not be known.
+        All but the unused ones; under ``cold_users`` and ``last_day`` training events and those only known, because the target
+        history of the held-out users is what must not be known.
         """
-        return np.isin(self.part, (TRAIN, KNOWN)) if self.rule == COLD_USERS else self.part != UNUSED
+        return np.isin(self.part, (TRAIN, KNOWN)) if self.rule in (COLD_USERS, LAST_DAY) else self.part != UNUSED
 
     def merged(self) -> Split:
         """The split of the final fit: validation events become training events."""
@@ -183,7 +184,7 @@ def global_time(events: Events, valid: float = 0.1, test: float = 0.1, end: int 
         if first < len(moments):
             part[events.time >= moments[first]] = code
     params = {"valid": valid, "test": test, **thresholds, "end": int(moments[-1]) if end is None else int(end)}
-    return _made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
+    return made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
 
 
 def leave_last(events: Events, min_events: int = 3, seed: int = 0) -> Split:
@@ -211,7 +212,7 @@ def leave_last(events: Events, min_events: int = 3, seed: int = 0) -> Split:
     part[order[last[enough]]] = TEST
     part[order[last[enough] - 1]] = VALID
     chosen = {"order": "time"} if events.time is not None else {"order": "random, for want of times", "seed": seed}
-    return _made(events, part, "leave_last", {"min_events": min_events, **chosen})
+    return made(events, part, "leave_last", {"min_events": min_events, **chosen})
 
 
 def cold_users(
@@ -276,7 +277,7 @@ def cold_users(
         part[late] = np.where(cold, np.where(own, TEST, KNOWN), UNUSED)[late]
     params = {"target": target, "share": share, "seed": seed, "valid": valid, "min_source": min_source, "max_source": max_source}
     params |= {"after": after, "test_from": moment, "overlapping_users": len(drawn)}
-    return _made(events, part, COLD_USERS, params, {"valid": valid > 0, "test": True})
+    return made(events, part, COLD_USERS, params, {"valid": valid > 0, "test": True})
 
 
 def _moment(events: Events, own: np.ndarray, after: float | None) -> tuple[int | None, np.ndarray]:
@@ -316,7 +317,7 @@ def given(events: Events, part: Sequence[Any] | np.ndarray | pl.Series, candidat
     if codes.null_count() or len(codes) != len(events.user):
         came = f"{len(codes):,} parts, {codes.null_count():,} of them null"
         raise SplitError(came, f"{len(events.user):,}, none null", "give every event a part")
-    return _made(events, codes.to_numpy(), "given", {}, {"valid": False, "test": False}, candidates)
+    return made(events, codes.to_numpy(), "given", {}, {"valid": False, "test": False}, candidates)
 
 
 def random(events: Events, valid: float = 0.1, test: float = 0.1, seed: int = 0) -> Split:
@@ -343,10 +344,10 @@ def random(events: Events, valid: float = 0.1, test: float = 0.1, seed: int = 0)
     part = np.full(total, TRAIN, np.uint8)
     part[order[:tests]] = TEST
     part[order[tests : tests + valids]] = VALID
-    return _made(events, part, "random", {"valid": valid, "test": test, "seed": seed}, {"valid": valid > 0, "test": test > 0})
+    return made(events, part, "random", {"valid": valid, "test": test, "seed": seed}, {"valid": valid > 0, "test": test > 0})
 
 
-def _made(
+def made(
     events: Events,
     part: np.ndarray,
     rule: str,

@@ -28,7 +28,7 @@ class MLP(nn.Module):
         dropout: share of activations dropped in training.
         norm: None, ``batch`` or ``layer``.
         out: width of the output; None: the last hidden layer's activation is the output.
-        activation: makes the module between layers.
+        activation: makes the module between layers from their width.
 
     Attributes:
         width: of the output.
@@ -45,7 +45,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         norm: str | None = None,
         out: int | None = None,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Callable[[int], nn.Module] = lambda width: nn.ReLU(),
     ) -> None:
         super().__init__()
         require_share("dropout", dropout)
@@ -57,7 +57,7 @@ class MLP(nn.Module):
             layers.append(nn.Linear(width, size))
             if make_norm is not None:
                 layers.append(make_norm(size))
-            layers.append(activation())
+            layers.append(activation(size))
             if dropout:
                 layers.append(nn.Dropout(dropout))
             width = size

@@ -35,7 +35,7 @@ class Towers(Growing):
 
     Args:
         schema: of an encoded data set.
-        make: makes the network of each tower.
+        make, make_item: make the networks of the user's and the item's tower; without ``make_item`` both are made by ``make``.
         dim: width of a field's vector and of both towers' output.
         user_id: read the user's id; False: her fields and histories alone.
         history: read what she chose in this domain and in others.
@@ -57,6 +57,7 @@ class Towers(Growing):
         self,
         schema: Schema,
         make: Make,
+        make_item: Make | None = None,
         *,
         dim: int = 64,
         user_id: bool = True,
@@ -88,7 +89,7 @@ class Towers(Growing):
         self.user_names = (*users, "domain", *context, *past)
         self.item_names = (*items, "domain")
         self.user_tower = make(len(self.user_names), dim)
-        self.item_tower = make(len(self.item_names), dim)
+        self.item_tower = (make_item or make)(len(self.item_names), dim)
 
     @property
     def needs(self) -> Needs:

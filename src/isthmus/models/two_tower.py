@@ -33,8 +33,8 @@ class TwoTower(Retriever):
 
     Args:
         schema: of an encoded data set.
-        network: of both sides: ``dnn``, ``shared_bottom``, ``cross_stitch``, ``mmoe``, ``ple`` or ``star``; a file of
-            ``isthmus.layers.networks``.
+        network: of both sides: ``dnn``, ``shared_bottom``, ``cross_stitch``, ``mlp_plus_plus``, ``conet``, ``mmoe``,
+            ``ple`` or ``star``; a file of ``isthmus.layers.networks``.
         network_args: the network's own hyper-parameters, such as ``{"experts": 8}``; those left out, its defaults.
         dim: width of a field's vector and of both towers' output.
         residual: add the network's output to the sum of the fields, through a gate; False: the network's output alone.

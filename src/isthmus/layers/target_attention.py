@@ -1,0 +1,111 @@
+"""What a user did, seen from the candidate: a weighted sum of events without padding, as in DIN, MiNet and DADIN."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Dice(nn.Module):
+    """Between a line of slope 1 and one of slope a, as far as a number stands above the batch's mean (Zhou et al., KDD 2018, eq. 10).
+
+    ::
+
+        f(s) = p s + (1 - p) a s,     p = sigmoid((s - mean) / sqrt(var + eps))
+
+    Mean and variance are the batch's in training and running ones afterwards; a batch of fewer than two rows has none of its own.
+
+    Args:
+        width: of the input; each element has its own a, which starts at 0.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width) -> (N, width)."""
+        p = F.batch_norm(x, self.running_mean, self.running_var, training=self.training and len(x) > 1, eps=1e-8).sigmoid()
+        return x * torch.lerp(self.slope.expand_as(p), torch.ones_like(p), p)
+
+
+class TargetAttention(nn.Module):
+    """Weighs a user's events by a candidate and adds them up.
+
+    ::
+
+        v(q) = sum over j of a_j e_j,     a_j = a network of [e_j, q, e_j * q]                  DIN
+        softmax over j of a network of [e_j, q, p, (M e_j) * q]                                 MiNet, DADIN (eq. 2, 3)
+
+    with the user's profile p, and a matrix M where events come from another domain.  The first layer is split into its parts, so
+    that q and p are multiplied once per candidate and row, not once per event, and only real events are computed.  A part
+    e_j - q, which others add, would be the sum of two that are there.
+
+    Args:
+        width: of an event, a candidate and a profile.
+        hidden: widths of the network's hidden layers, at least one.
+        activation: between layers, made from their width.
+        softmax: weights that sum to 1; False: as they are, so that how much a user did may show.
+        profile: read p.
+        transfer: there is an M.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: Sequence[int] = (80, 40),
+        *,
+        activation: Callable[[int], nn.Module] = Dice,
+        softmax: bool = False,
+        profile: bool = False,
+        transfer: bool = False,
+    ) -> None:
+        super().__init__()
+        first = hidden[0]
+        self.query = nn.Linear(width, first)
+        self.event, self.both = nn.Linear(width, first, bias=False), nn.Linear(width, first, bias=False)
+        self.profile = nn.Linear(width, first, bias=False) if profile else None
+        self.transfer = nn.Linear(width, width, bias=False) if transfer else None
+        if self.transfer is not None:
+            nn.init.eye_(self.transfer.weight)  # at first another domain is like this one
+        layers: list[nn.Module] = [activation(first)]
+        for before, size in itertools.pairwise(hidden):
+            layers += [nn.Linear(before, size), activation(size)]
+        self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1, bias=not softmax))  # a softmax does not see a bias
+        self.softmax = softmax
+
+    def weights(self, event: Tensor, row: Tensor, query: Tensor, profile: Tensor | None = None) -> Tensor:
+        """Events (E, width) of rows (E,) ascending, candidates (B, C, width), profiles (B, width) -> (E, C)."""
+        moved = event if self.transfer is None else self.transfer(event)
+        asked = self.query(query)
+        if self.profile is not None:
+            assert profile is not None
+            asked = asked + self.profile(profile)[:, None]
+        x = self.event(event)[:, None] + asked[row] + self.both(moved[:, None] * query[row])
+        score = self.rest(x.flatten(0, 1)).view(x.shape[:2])
+        return _softmax(score, row, len(query)) if self.softmax else score
+
+    def forward(self, event: Tensor, row: Tensor, query: Tensor, profile: Tensor | None = None) -> Tensor:
+        """Events (E, width) of rows (E,) ascending, candidates (B, C, width), profiles (B, width) -> (B, C, width).
+
+        A user without events gets 0.
+        """
+        weighted = self.weights(event, row, query, profile)[..., None] * event[:, None]
+        return torch.zeros_like(query).index_add(0, row, weighted)
+
+
+def _softmax(score: Tensor, row: Tensor, rows: int) -> Tensor:
+    """(E, C) over each row's events."""
+    fixed = score.detach()
+    top = fixed.new_full((rows, score.shape[1]), -torch.inf).scatter_reduce(0, row[:, None].expand_as(fixed), fixed, "amax")
+    weight = (score - top[row]).exp()
+    return weight / torch.zeros_like(top).index_add(0, row, weight)[row]
