@@ -269,7 +269,7 @@ def test_a_folder_without_a_comparison(tmp_path: Path) -> None:
     [
         ({"models": (ModelSpec("ease"),)}, "a recipe for 'ctr'"),
         ({"models": (ModelSpec("dnn", args={"hiden": [8]}),)}, "did you mean 'hidden'"),
-        ({"models": (ModelSpec("dnm"),)}, "did you mean 'dnn'"),
+        ({"models": (ModelSpec("shared_botom"),)}, "did you mean 'shared_bottom'"),
         ({"fit": {"epoch": 3}}, "did you mean 'epochs'"),
         ({"fit": {"seed": 3}}, "seeds = "),
         ({"fit": {"targets": [0]}}, "per_target"),
