@@ -21,8 +21,9 @@ from isthmus.errors import ConfigError
 from isthmus.layers.attention import NORM_EPS
 from isthmus.layers.behaviours import events_of
 from isthmus.layers.biases import Biases
-from isthmus.layers.dacdr import Start, mass_by_kind
+from isthmus.layers.dacdr import mass_by_kind
 from isthmus.layers.from_data import fill
+from isthmus.layers.start import Start
 from isthmus.layers.user_clicks import TOTAL
 from isthmus.models.dacdr import DACDR
 from isthmus.schema import Domain, Entity, Field, Schema

@@ -15,6 +15,7 @@ from isthmus.batch import Batch
 from isthmus.errors import ConfigError
 from isthmus.layers.adversarial import DomainClassifier, reverse, warm_up
 from isthmus.layers.interests import InterestAttention
+from isthmus.layers.start import FromBiases
 from isthmus.models.dadin import DADIN
 from isthmus.models.minet import MiNet
 from isthmus.schema import PADDING, Domain, Entity, Field, Schema
@@ -37,12 +38,15 @@ def rows(batch: Batch) -> Batch:
     batch.context = {"hour": torch.tensor([1, 2, 3, 4, 0])}
     batch.history = torch.tensor([[0, 2], [3, 4], [0, 0], [0, 5], [0, 0]])
     batch.cross_history = torch.tensor([[5, 3], [0, 2], [0, 0], [0, 0], [4, 4]])
+    batch.cross_domain = torch.tensor([[1, 1], [-1, 1], [-1, -1], [-1, -1], [0, 0]])
     return batch
 
 
 def made(model: type[DADIN] | type[MiNet], schema: Schema, **args: Any) -> Any:
     """A model whose fields are filled and whose weights are far from 0, in evaluation."""
     torch.manual_seed(0)
+    if model is DADIN:
+        args = {"start": "level", **args}
     found = model(schema, dim=3, id_dropout=0.0, **args)
     with torch.no_grad():
         for weight in found.parameters():
@@ -52,6 +56,15 @@ def made(model: type[DADIN] | type[MiNet], schema: Schema, **args: Any) -> Any:
         found.interests.items.numeric[:, 0] = torch.tensor([0.0, 1.0, -1.0, torch.nan, 0.5, 2.0])
         found.levels.level.copy_(LEVEL)
     return found.eval()
+
+
+class _Given(torch.nn.Module):
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.x
 
 
 def interests_written_out(model: Any, rows: Batch, b: int, c: int) -> Tensor:
@@ -130,6 +143,18 @@ def test_forward_written_out(switches: dict[str, Any], rich: Schema, rows: Batch
         d = int(rows.domain[b])
         logit = model.predictor[2].weight @ one + model.predictor[2].bias + LEVEL[d] + model.offset.weight[d + 1]
         torch.testing.assert_close(found.logit[b, c], logit[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_biases_take_the_levels_place(rich: Schema, rows: Batch) -> None:
+    model, given = made(DADIN, rich, start="bias"), _Given(torch.arange(10.0).view(5, 2))
+    assert isinstance(model.start, FromBiases)
+    model.start = given
+    specific, agnostic = model.features(rows)
+    above = model.predictor(specific + agnostic).view(5, 2) + model.offset.weight[rows.domain + 1]
+    torch.testing.assert_close(model(rows).logit, above + given.x)
+    with pytest.raises(ConfigError, match="did you mean 'level'"):
+        DADIN(rich, start="levle")
 
 
 @pytest.mark.parametrize("switches", SWITCHES[1:], ids=lambda args: ",".join(args))

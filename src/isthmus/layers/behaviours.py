@@ -57,7 +57,9 @@ class Events:
         return self.padded(self.behaviour)[:, None] == torch.arange(1, n + 1, device=self.item.device)[:, None]
 
 
-def events_of(batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | None = None) -> Events:
+def events_of(
+    batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | None = None, *, behaviours: bool = True, labels: bool = True
+) -> Events:
     """The events of a batch.
 
     Args:
@@ -65,16 +67,19 @@ def events_of(batch: Batch, biases: Biases, own_history: bool, hidden: Tensor | 
         biases: what ratings are compared with.
         own_history: read the row's own domain too.
         hidden: (B, 1) bool, rows whose own-domain events are left out.
+        behaviours, labels: along with their types and ratings.
     """
     assert batch.cross_history is not None
     assert batch.cross_domain is not None
-    item, domain, behaviour, label = batch.cross_history, batch.cross_domain, batch.cross_behaviour, batch.cross_label
+    item, domain = batch.cross_history, batch.cross_domain
+    behaviour, label = batch.cross_behaviour if behaviours else None, batch.cross_label if labels else None
     elsewhere = item.shape[1]
     if own_history:
         assert batch.history is not None
         here = batch.history if hidden is None else batch.history.masked_fill(hidden, PADDING)
         item, domain = torch.cat([item, here], 1), torch.cat([domain, batch.domain[:, None].expand_as(here)], 1)
-        behaviour, label = _beside(behaviour, batch.history_behaviour), _beside(label, batch.history_label)
+        behaviour = _beside(behaviour, batch.history_behaviour) if behaviours else None
+        label = _beside(label, batch.history_label) if labels else None
     real = item != PADDING
     count = real.sum(1)
     length = max(1, int(count.max())) if len(count) else 1

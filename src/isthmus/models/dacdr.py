@@ -32,9 +32,10 @@ from isthmus.layers.attention_looks import AttentionLooks
 from isthmus.layers.behaviours import EventKinds, Events, events_of
 from isthmus.layers.biases import Biases
 from isthmus.layers.checks import require_share
-from isthmus.layers.dacdr import Start, TwoStep
+from isthmus.layers.dacdr import TwoStep
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.mlp import MLP, start_at_zero
+from isthmus.layers.start import BEND, Start
 from isthmus.layers.table import DomainTable
 from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 QUERIES = ("target", "sequence")
 STARTS = ("bias", "level")
-BEND = (32, 16)  # hidden widths of the network that bends the biases
 SAMPLE = 2048  # rows of a domain that attention is averaged over
 
 

@@ -18,9 +18,9 @@ is a constant in D_0 and D_1.
 
 Deviations: roles go by the row, events here and elsewhere, not target's and source's, so that there may be any number of domains;
 T is the click rate of the row's domain in training where none is given, since rates of a few per cent never reach one half; the
-logit starts from the level of the domain and has a number of its own in each; a batch with rows of one domain says nothing of
-domains; the strength of the reversal may rise over epochs; and classifiers read h_DA normalised, ``bounded``: a loss to be made large
-has no end, and as printed h_DA grows until nothing else is learnt (log).
+logit starts from biases of items and users (``start``) and has a number of its own in each domain; a batch with rows of one domain
+says nothing of domains; the strength of the reversal may rise over epochs; and classifiers read h_DA normalised, ``bounded``: a loss
+to be made large has no end, and as printed h_DA grows until nothing else is learnt (log).
 
 The paper's ablations 1 to 9 are ``item_attention``, ``interest_attention``, ``bi_interaction`` False; ``hidden`` empty; both of the
 last; ``domain_agnostic`` False; ``global_weight`` 0; ``class_weight`` 0; both 0.
@@ -37,12 +37,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, nearest
 from isthmus.layers.adversarial import DomainClassifier, reverse, warm_up
 from isthmus.layers.biases import Levels
 from isthmus.layers.interactions import bi_interaction
 from isthmus.layers.interests import NAMES, InterestAttention, Interests
 from isthmus.layers.mlp import MLP, start_at_zero
+from isthmus.layers.start import FromBiases
 from isthmus.layers.table import DomainTable
 from isthmus.model import Model
 from isthmus.schema import Schema
@@ -70,6 +71,7 @@ class DADIN(Model):
         strength: of the reversal; 1 as printed.
         warm_up: epochs over which it rises from 0; 0: at once, as printed.
         bounded: classifiers read h_DA at one length; False: as it is, which it then makes as long as it can.
+        start: of the logit: ``bias``: biases of items and users; ``level``: the domain's click rate alone, as printed.
         id_dropout: share of ids replaced by "unknown" in training.
 
     Raises:
@@ -99,9 +101,12 @@ class DADIN(Model):
         strength: float = 1.0,
         warm_up: int = 10,
         bounded: bool = True,
+        start: str = "bias",
         id_dropout: float = 0.05,
     ) -> None:
         super().__init__(schema)
+        if start not in ("bias", "level"):
+            raise ConfigError(f"start {start!r}", "'bias' or 'level'", nearest(start, ("bias", "level")))
         _check(global_weight=global_weight, class_weight=class_weight, strength=strength, warm_up=warm_up)
         for name, value in (("alpha", alpha), ("threshold", threshold)):
             if value is not None and not 0 <= value <= 1:
@@ -110,6 +115,7 @@ class DADIN(Model):
         self.threshold, self.strength, self.warm_up, self.bounded = threshold, strength, warm_up, bounded
         domains = len(schema.domains)
         self.levels = Levels(schema)
+        self.start = FromBiases(schema) if start == "bias" else None
         self.interests = Interests(schema, dim, attention=item_attention, id_dropout=id_dropout)
         self.attention = InterestAttention(len(NAMES), dim) if interest_attention else None
         self.field_weight = nn.Parameter(torch.ones(FIELDS)) if bi_interaction else None  # C_m
@@ -128,10 +134,10 @@ class DADIN(Model):
         """Logits (B, C); in training the terms ``domain`` (Loss2) and ``domain_by_class`` (Loss3)."""
         specific, agnostic = self.features(batch)
         above = self.predictor(specific if agnostic is None else specific + agnostic).view(batch.item.shape)
-        above = above + self.offset(batch.domain + 1)
-        logit = self.levels.level[batch.domain, None] + above
+        level = self.levels.level[batch.domain, None]
+        logit = above + self.offset(batch.domain + 1) + (level if self.start is None else self.start(batch))
         seen = sum(end > start for start, end in itertools.pairwise(batch.offsets))
-        extra = self._confusion(specific if agnostic is None else agnostic, logit, above, batch) if self.training and seen > 1 else {}
+        extra = self._confusion(specific if agnostic is None else agnostic, logit, batch) if self.training and seen > 1 else {}
         return Output(logit, extra)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -143,7 +149,7 @@ class DADIN(Model):
         specific = z if self.crossing is None else self.crossing(z)
         return specific, None if self.agnostic is None else self.agnostic(specific)
 
-    def _confusion(self, h: Tensor, logit: Tensor, above: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _confusion(self, h: Tensor, logit: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Loss2 and Loss3, by name."""
         strength = self.strength * warm_up(batch.epoch, self.warm_up)
         if self.bounded:
@@ -157,7 +163,7 @@ class DADIN(Model):
             terms["domain"] = self.global_weight * self.whole.loss(reverse(h, strength), domain, weight)  # eq. 12, 16
         if self.negatives is not None and self.positives is not None:
             y = logit.detach().sigmoid().flatten()  # eq. 24: the label predictor learns nothing from this
-            positive = above.flatten() >= 0 if self.threshold is None else y >= self.threshold
+            positive = y >= (self.levels.level[domain].sigmoid() if self.threshold is None else self.threshold)
             zero = self.negatives.loss(reverse((1 - y)[:, None] * h, strength), domain, weight * ~positive)  # eq. 14, 18
             one = self.positives.loss(reverse(y[:, None] * h, strength), domain, weight * positive)  # eq. 13, 17
             terms["domain_by_class"] = self.class_weight * (self.alpha * zero + (1 - self.alpha) * one)  # eq. 22
