@@ -16,6 +16,15 @@ from isthmus.layers.growing import Growing, Rows, one_row_each
 NORM_EPS = 1e-6  # far below the variance of an embedding at its start, 1e-4
 
 
+def softmax_by_row(score: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Scores (E, ...) of events of rows (E,) -> (E, ...) weights that sum to 1 over each row's events."""
+    fixed = score.detach()
+    place = row.view(-1, *[1] * (score.dim() - 1)).expand_as(fixed)
+    top = fixed.new_full((rows, *score.shape[1:]), -torch.inf).scatter_reduce(0, place, fixed, "amax")
+    weight = (score - top[row]).exp()
+    return weight / torch.zeros_like(top).index_add(0, row, weight)[row]
+
+
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension among what is real.
 

@@ -154,9 +154,13 @@ class BridgedUsers(FromData, Growing):
         other = torch.arange(self.present.shape[1], device=domain.device) != domain[:, None]
         return self.present[user] & other
 
+    def both(self, batch: Batch) -> Tensor:
+        """(B,) bool: has training events both in the row's domain and elsewhere."""
+        return self.here(batch) & self.elsewhere(batch.user, batch.domain).any(1)
+
     def overlapping(self, batch: Batch) -> Chosen:
-        """The rows whose users have training events both in the row's domain and elsewhere."""
-        return choose(batch, self.here(batch) & self.elsewhere(batch.user, batch.domain).any(1))
+        """The rows of users who live in ``both``."""
+        return choose(batch, self.both(batch))
 
     def source(self, rows: Chosen) -> Tensor:
         """(n, dim + 1): the mean of each user's factors in the other domains where she has events, without gradient."""

@@ -34,7 +34,11 @@ class InterestAttention(nn.Module):
         self.bias = nn.Parameter(torch.zeros(interests))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1 + interests, dim), the candidate first -> (N, interests)."""
+        """(N, 1 + interests, dim), the candidate first -> the same, each interest times its weight (DADIN, eq. 5)."""
+        return torch.cat([x[:, :1], x[:, 1:] * self.weights(x)[..., None]], 1)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(N, 1 + interests, dim) -> (N, interests)."""
         hidden = self.hidden(x.flatten(1)).relu().view(len(x), *self.read.shape)
         score = (hidden * self.read).sum(2)
         return (score + self.bias).exp() if self.inside else score.exp() + self.bias

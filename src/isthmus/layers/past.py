@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isthmus.batch import Batch
+from isthmus.layers.attention import softmax_by_row
 from isthmus.layers.bridges import Chosen
 from isthmus.schema import PADDING
 
@@ -48,10 +49,7 @@ class Past:
 
     def softmax(self, score: Tensor) -> Tensor:
         """Scores (E,) -> (E,) weights that sum to 1 over each row's events."""
-        fixed = score.detach()
-        top = fixed.new_full(self.shape[:1], -torch.inf).scatter_reduce(0, self.row, fixed, "amax")
-        weight = (score - top[self.row]).exp()
-        return weight / self.total(weight)[self.row]
+        return softmax_by_row(score, self.row, self.shape[0])
 
 
 def past_of(batch: Batch, rows: Chosen, labels: bool = False) -> Past:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isthmus.layers.attention import softmax_by_row
+
 
 class Dice(nn.Module):
     """Between a line of slope 1 and one of slope a, as far as a number stands above the batch's mean (Zhou et al., KDD 2018, eq. 10).
@@ -92,7 +94,7 @@ class TargetAttention(nn.Module):
             asked = asked + self.profile(profile)[:, None]
         x = self.event(event)[:, None] + asked[row] + self.both(moved[:, None] * query[row])
         score = self.rest(x.flatten(0, 1)).view(x.shape[:2])
-        return _softmax(score, row, len(query)) if self.softmax else score
+        return softmax_by_row(score, row, len(query)) if self.softmax else score
 
     def forward(self, event: Tensor, row: Tensor, query: Tensor, profile: Tensor | None = None) -> Tensor:
         """Events (E, width) of rows (E,) ascending, candidates (B, C, width), profiles (B, width) -> (B, C, width).
@@ -101,11 +103,3 @@ class TargetAttention(nn.Module):
         """
         weighted = self.weights(event, row, query, profile)[..., None] * event[:, None]
         return torch.zeros_like(query).index_add(0, row, weighted)
-
-
-def _softmax(score: Tensor, row: Tensor, rows: int) -> Tensor:
-    """(E, C) over each row's events."""
-    fixed = score.detach()
-    top = fixed.new_full((rows, score.shape[1]), -torch.inf).scatter_reduce(0, row[:, None].expand_as(fixed), fixed, "amax")
-    weight = (score - top[row]).exp()
-    return weight / torch.zeros_like(top).index_add(0, row, weight)[row]

@@ -144,7 +144,7 @@ class DADIN(Model):
         """h_spec and h_DA, (B * C, width); None without a layer of its own."""
         m = self.interests(batch).flatten(0, 1)  # (B * C, 4, dim)
         if self.attention is not None:
-            m = torch.cat([m[:, :1], m[:, 1:] * self.attention(m)[..., None]], 1)  # eq. 5
+            m = self.attention(m)  # eq. 5
         z = m.flatten(1) if self.field_weight is None else bi_interaction(m * self.field_weight[:, None])  # eq. 7, 8
         specific = z if self.crossing is None else self.crossing(z)
         return specific, None if self.agnostic is None else self.agnostic(specific)

@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-
 from isthmus.batch import Batch, Needs, Output
 from isthmus.layers.biases import Levels
 from isthmus.layers.domain import DomainMLP
@@ -64,6 +62,6 @@ class MiNet(Model):
         """Logits (B, C)."""
         x = self.interests(batch).flatten(0, 1)  # (B * C, 4, dim)
         if self.attention is not None:
-            x = torch.cat([x[:, :1], x[:, 1:] * self.attention(x)[..., None]], 1)
+            x = self.attention(x)
         logit = self.networks(x.flatten(1), batch.item_offsets)
         return Output(logit.view(batch.item.shape) + self.levels.level[batch.domain, None])

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isthmus.batch import Batch, Needs
 from isthmus.layers.biases import Levels
-from isthmus.layers.domain import DomainMLP
-from isthmus.layers.mlp import MLP
-from isthmus.layers.towers import NEEDS, Towers
+from isthmus.layers.networks import make_network
+from isthmus.layers.towers import NEEDS, Make, Residual, Towers
 from isthmus.model import Retriever
 from isthmus.schema import Schema
 
@@ -56,14 +55,13 @@ class MVDNN(Retriever):
     ) -> None:
         super().__init__(schema)
 
-        def view(fields: int, dim: int) -> nn.Module:
-            return _View(MLP(fields * dim, hidden, dropout=dropout, out=dim))
+        domains, args = len(schema.domains), {"hidden": hidden, "dropout": dropout}
 
-        def views(fields: int, dim: int) -> nn.Module:
-            return _Views(DomainMLP(len(schema.domains), fields * dim, hidden, dropout=dropout, out=dim))
+        def view(network: str) -> Make:
+            return lambda fields, dim: Residual(make_network(network, domains, fields * dim, dim, args), residual=False)
 
         self.levels = Levels(schema)
-        self.towers = Towers(schema, view, views, dim=dim, id_dropout=id_dropout, temperature=temperature)
+        self.towers = Towers(schema, view("dnn"), view("mlp_plus_plus"), dim=dim, id_dropout=id_dropout, temperature=temperature)
 
     def user_vector(self, batch: Batch) -> Tensor:
         """(B, dim + 1)."""
@@ -73,21 +71,3 @@ class MVDNN(Retriever):
         """Item codes (...) and domain indices of the same shape, in any order -> (..., dim + 1)."""
         vector = self.towers.item(item, domain)
         return torch.cat([vector, torch.ones_like(vector[..., :1])], -1)
-
-
-class _View(nn.Module):
-    """Flattened fields through one network, whatever the domain."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
-        return self.network(x.flatten(1))
-
-
-class _Views(_View):
-    """Flattened fields through their own domain's network."""
-
-    def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
-        return self.network(x.flatten(1), offsets)

@@ -100,13 +100,9 @@ class _OverBridges(Retriever):
         super().__init__(model.schema)
         self.model = model
 
-    def rows(self, batch: Batch) -> Chosen:
-        """Those of the overlapping users."""
-        return self.model.users.overlapping(batch)
-
     def user_vector(self, batch: Batch) -> Tensor:
         """(B, dim + 2)."""
-        rows, factors = self.rows(batch), self.model.users.factors.weight
+        rows, factors = self.model.users.overlapping(batch), self.model.users.factors.weight
         bridged = factors.new_zeros(len(batch), factors.shape[1]).index_copy(0, rows.place, self.model.bridge(batch, rows))
         return user_side(bridged, self.model.biases.level[batch.domain])
 
@@ -117,5 +113,5 @@ class _OverBridges(Retriever):
 
 def _task_oriented(over: _OverBridges, model: Model, batch: Batch, task: Loss) -> dict[str, Tensor]:
     """The task's loss of the overlapping users' rows, scored over their bridges; other rows weigh nothing."""
-    weight = batch.user.new_zeros(len(batch), dtype=torch.float32).index_fill(0, over.rows(batch).place, 1.0)
+    weight = over.model.users.both(batch).to(torch.float32)
     return task(over, replace(batch, weight=weight if batch.weight is None else weight * batch.weight))
