@@ -82,7 +82,7 @@ class Adapted:
     def to_text(self) -> str:
         """What was trained, what was not, and what it did to the old domains."""
         best = self.run.best
-        lines = [f"{', '.join(self.domains)}: best epoch {best.epoch + 1}, validation {best.metric} {best.value:.4f}", "trained:"]
+        lines = [f"{', '.join(self.domains)}: kept epoch {best.epoch + 1}, validation {best.metric} {best.value:.4f}", "trained:"]
         lines += [f"  {name}: {part:,} of {whole:,}" for name, part, whole in ((n, *sizes) for n, sizes in self.trained.items())]
         lines.append(f"frozen: {self.frozen:,} weights, and the rest of those above; checked bit by bit")
         lines += ["old domains, before and after:", *(f"  {effect}" for effect in self.effects)]

@@ -158,7 +158,7 @@ def fit(
     job = get_task(task) if task else default_task(dataset.schema, built.tasks)
     run = train(built, dataset, job, How(**how), out, resume=resume)
     _console().print(
-        f"best epoch {run.best.epoch + 1}: validation {how.get('monitor') or job.metrics[0]} {run.best.value:.4f} -> {out}", highlight=False
+        f"kept epoch {run.best.epoch + 1}: validation {how.get('monitor') or job.metrics[0]} {run.best.value:.4f} -> {out}", highlight=False
     )
 
 

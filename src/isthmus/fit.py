@@ -57,7 +57,7 @@ def fit(
     resume: bool = False,
     adaptation: Adaptation | None = None,
 ) -> Run:
-    """Trains a model; the best weights on validation win.
+    """Trains a model; the best weights on validation win (or the last, see ``How.keep``).
 
     Every stage with epochs stops early by itself, on the mean over its domains of the metric watched.  Where there
     are no validation rows it runs all its epochs and keeps the last weights.
@@ -294,11 +294,12 @@ def _count(work: _Work, batch: Batch, clock: float) -> float:
 
 def _end_epoch(work: _Work, stage: Stage, values: Values) -> None:
     """Logs, keeps the weights if they are the best, writes a checkpoint."""
-    state, metric = work.state, work.how.monitor or work.task.metrics[0]
+    state, how = work.state, work.how
+    metric = how.monitor or work.task.metrics[0]
     work.read_losses()
     watched = dict(values.get(metric, {}))
     now = Best(state.epoch, metric, watched.pop("all", math.nan), watched)
-    better = now.beats(state.best)
+    better = how.keep == "last" or now.beats(state.best)  # the newest is kept: patience never runs out
     entry = {
         "stage": stage.name,
         "epoch": state.epoch,
@@ -316,7 +317,7 @@ def _end_epoch(work: _Work, stage: Stage, values: Values) -> None:
         work.keeper.keep(work.model)
     state.next_epoch()
     work.save()
-    work.bar.say(f"{stage.name} {now.epoch + 1}: {metric} {now.value:.4f}" + ("  best so far" if better else ""))
+    work.bar.say(f"{stage.name} {now.epoch + 1}: {metric} {now.value:.4f}" + ("  kept" if better else ""))
 
 
 def _validate(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:

@@ -13,6 +13,7 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "full")
 SCHEDULES = ("constant", "linear", "cosine")
 TRAIN_ON = ("all", "tested")
+KEEP = ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class How:
         absolute_error: weight of the absolute error beside the squared one, for ratings: by the squared error alone a model learns
             means, which in skewed ratings lie below the medians that MAE asks for.
         patience: epochs without a better validation value before a stage stops; None: never early.
+        keep: the weights of which epoch a stage ends with: the ``best`` on validation, or the ``last``, which runs all epochs: for a
+            rate that falls to zero (an epoch in its midst still moves fast) and for losses that only take effect late.
         monitor: the validation metric to watch; None: the task's first.
         seed: of the order of the rows, the negatives and the model's own randomness.
         device: ``auto`` (cuda, mps or cpu, the first there is) or one by name, such as ``cuda:1``.
@@ -67,6 +70,7 @@ class How:
     clip: float | None = None
     absolute_error: float = 0.0
     patience: int | None = 3
+    keep: str = "best"
     monitor: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -96,6 +100,8 @@ class How:
             raise ConfigError(f"schedule {self.schedule!r}", f"one of {SCHEDULES}", nearest(self.schedule, SCHEDULES))
         if self.train_on not in TRAIN_ON:
             raise ConfigError(f"train_on {self.train_on!r}", f"one of {TRAIN_ON}", nearest(self.train_on, TRAIN_ON))
+        if self.keep not in KEEP:
+            raise ConfigError(f"keep {self.keep!r}", f"one of {KEEP}", nearest(self.keep, KEEP))
         for name in ("epochs", "batch_size", "lr", "history_length"):
             _positive(name, getattr(self, name))
         for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop"):

@@ -30,8 +30,10 @@ from isthmus.errors import CheckpointError, ConfigError, FitError, StorageError
 from isthmus.fit import Best, How, Run, build, clip_gradients, fit, load_run, pick_device, resume
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import TABLE_LR, Table
+from isthmus.measure import measure
 from isthmus.model import Model, Stage
 from isthmus.schema import Schema
+from isthmus.score import score
 from isthmus.task import get_task
 
 CTR = get_task("ctr")
@@ -205,6 +207,18 @@ def test_early_stopping_keeps_the_best_weights(data: Dataset, tmp_path: Path) ->
     short = fit(small(data), data, CTR, How(**{**how.__dict__, "epochs": best + 1}))
     assert_same(Run(run.model, CTR, how, run.best, []), Run(short.model, CTR, how, short.best, []))
     assert_same(Run(run.model, CTR, how, run.best, run.log), load_run(tmp_path / "run", small(data, seed=9)))
+
+
+def test_keep_last_runs_all_epochs_and_keeps_the_last_weights(data: Dataset, tmp_path: Path) -> None:
+    how = How(epochs=5, batch_size=64, lr=0.3, patience=1, keep="last", threads=1, device="cpu", progress=False)  # overfits at once
+    run = fit(small(data), data, CTR, how, tmp_path / "run")
+    values = [entry["metrics"]["auc"]["all"] for entry in run.log]
+    assert np.argmax(values) < 4, "else the best is the last"
+    assert (len(values), run.best.epoch, run.best.value) == (5, 4, values[-1])
+    assert measure(score(run.model, data, "valid", task=CTR, how=how), ("auc",), resamples=0)["value"][0] == pytest.approx(values[-1])
+    assert_same(Run(run.model, CTR, how, run.best, run.log), load_run(tmp_path / "run", small(data, seed=9)))
+    with pytest.raises(ConfigError, match=r"(?s)keep 'lst'.*'best', 'last'"):
+        How(keep="lst")
 
 
 @pytest.mark.parametrize(("schedule", "half"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
