@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch
+from isthmus.insight import Insight
 from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.target_attention import TargetAttention
 from isthmus.schema import PADDING, Schema
 
 NAMES = ("profile", "here", "elsewhere")
+SAMPLE = 1024  # rows of a domain that looks average over
 
 
 class InterestAttention(nn.Module):
@@ -42,6 +44,32 @@ class InterestAttention(nn.Module):
         hidden = self.hidden(x.flatten(1)).relu().view(len(x), *self.read.shape)
         score = (hidden * self.read).sum(2)
         return (score + self.bias).exp() if self.inside else score.exp() + self.bias
+
+
+class InterestLooks:
+    """Gathers weights of interests domain by domain (DADIN's Figure 7)."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float | str]] = []
+
+    def add(self, domain: str, weights: Tensor, label: Tensor) -> None:
+        """One domain's rows.
+
+        Args:
+            domain: its name.
+            weights: (N, interests).
+            label: (N,) 0 or 1.
+        """
+        for clicked, name in ((1, "clicked"), (0, "not clicked")):
+            mine = weights[label == clicked]
+            if len(mine):
+                means = zip(NAMES, mine.mean(0).tolist(), strict=True)
+                self.rows += [{"interest": interest, "rows": f"{domain}, {name}", "weight": weight} for interest, weight in means]
+
+    def looks(self) -> list[Insight]:
+        """The mean weights; none without rows."""
+        note = "Means over rows. A weight is what the interest's vector is multiplied with."
+        return [Insight("interests", "Weights of interests", "heatmap", self.rows, "interest", "rows", "weight", note)] if self.rows else []
 
 
 class Interests(nn.Module):

@@ -18,7 +18,6 @@ fields, the product of her id with the candidate's, and the own domain's history
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
+from isthmus.data.samples import samples
 from isthmus.errors import ConfigError, nearest
 from isthmus.insight import Insight
 from isthmus.layers.attention_looks import AttentionLooks
@@ -217,14 +217,9 @@ class DACDR(Model):
 
     def insights(self, dataset: Dataset) -> list[Insight]:
         """How much of the attention each domain's events get, for each target domain, and by behaviour type."""
-        from isthmus.data.batches import Plan, batches
-
         looks = AttentionLooks(self.schema)
-        for target in range(len(self.schema.domains)) if self.domain_asks else ():
-            plan = Plan(batch_size=SAMPLE, domains=(target,), cross=True)
-            parts = (batches(dataset, part, self.needs, plan, labels=False, prefetch=0) for part in ("valid", "train"))
-            for batch in itertools.islice(itertools.chain.from_iterable(parts), 1):
-                looks.add(*self._seen(batch))
+        for _, batch in samples(dataset, self.needs, SAMPLE) if self.domain_asks else ():
+            looks.add(*self._seen(batch))
         return looks.averages()
 
     def look(self, dataset: Dataset, batches: Sequence[Batch]) -> list[Insight]:

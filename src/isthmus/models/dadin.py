@@ -29,26 +29,35 @@ last; ``domain_agnostic`` False; ``global_weight`` 0; ``class_weight`` 0; both 0
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
+from isthmus.data.samples import samples
 from isthmus.errors import ConfigError, nearest
+from isthmus.insight import Insight
 from isthmus.layers.adversarial import DomainClassifier, reverse, warm_up
+from isthmus.layers.alignment import a_distance, principal
 from isthmus.layers.biases import Levels
 from isthmus.layers.interactions import bi_interaction
-from isthmus.layers.interests import NAMES, InterestAttention, Interests
+from isthmus.layers.interests import NAMES, SAMPLE, InterestAttention, InterestLooks, Interests
 from isthmus.layers.mlp import MLP, start_at_zero
 from isthmus.layers.start import FromBiases
 from isthmus.layers.table import DomainTable
-from isthmus.model import Model
+from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
 
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
+
 FIELDS = 1 + len(NAMES)
+SHOWN = 300  # rows of a domain in a picture
+DISTANCE = "2 (1 - 2 error) of a linear classifier that tells two domains apart by these features: 0 they are alike, 2 they lie apart."
 
 
 class DADIN(Model):
@@ -140,9 +149,28 @@ class DADIN(Model):
         extra = self._confusion(specific if agnostic is None else agnostic, logit, batch) if self.training and seen > 1 else {}
         return Output(logit, extra)
 
+    def insights(self, dataset: Dataset) -> list[Insight]:
+        """Weights of interests by label (Figure 7), and of h_spec and h_DA a picture (Figure 6) and how far domains lie apart."""
+        interests, label = InterestLooks(), dict[str, Tensor]()
+        found: dict[str, dict[str, Tensor]] = defaultdict(dict)  # h_spec, h_DA -> domain -> (N, width)
+        with torch.no_grad(), evaluating(self):
+            for name, batch in samples(dataset, self.needs, SAMPLE, labels=True):
+                batch = batch.to(self.levels.level.device)
+                assert batch.label is not None
+                m, label[name] = self.interests(batch).flatten(0, 1), batch.label.flatten()
+                if self.attention is not None:
+                    interests.add(name, self.attention.weights(m), label[name])
+                found["h_spec"][name], agnostic = self.crossed(m)
+                if agnostic is not None:
+                    found["h_DA"][name] = agnostic
+        return interests.looks() + _distances(found) + [_picture(layer, by_domain, label) for layer, by_domain in found.items()]
+
     def features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """h_spec and h_DA, (B * C, width); None without a layer of its own."""
-        m = self.interests(batch).flatten(0, 1)  # (B * C, 4, dim)
+        return self.crossed(self.interests(batch).flatten(0, 1))
+
+    def crossed(self, m: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B * C, 4, dim) candidate and interests -> h_spec and h_DA."""
         if self.attention is not None:
             m = self.attention(m)  # eq. 5
         z = m.flatten(1) if self.field_weight is None else bi_interaction(m * self.field_weight[:, None])  # eq. 7, 8
@@ -174,3 +202,23 @@ def _check(**numbers: float) -> None:
     for name, value in numbers.items():
         if not value >= 0:
             raise ConfigError(f"{name} = {value}", "0 or more", "0 leaves it out")
+
+
+def _distances(found: dict[str, dict[str, Tensor]]) -> list[Insight]:
+    """A bar for each pair of domains, before and after the domain-agnostic layer."""
+    rows: list[dict[str, float | str]] = [
+        {"domains": f"{one} / {other}", "features": layer, "distance": a_distance(by_domain[one], by_domain[other])}
+        for layer, by_domain in found.items()
+        for one, other in itertools.combinations(by_domain, 2)
+    ]
+    title = "How far domains lie apart (proxy A-distance)"
+    return [Insight("a_distance", title, "bars", rows, "domains", "features", "distance", DISTANCE)] if rows else []
+
+
+def _picture(layer: str, by_domain: dict[str, Tensor], label: dict[str, Tensor]) -> Insight:
+    """The first two principal components of some rows, by domain and label."""
+    some = {name: h[:SHOWN] for name, h in by_domain.items()}
+    names = [f"{name}, {'clicked' if y else 'not clicked'}" for name in some for y in label[name][:SHOWN].tolist()]
+    points = principal(torch.cat(list(some.values()))).tolist()
+    rows: list[dict[str, float | str]] = [{"first": x, "second": y, "rows": name} for (x, y), name in zip(points, names, strict=True)]
+    return Insight(layer, f"{layer}: principal components", "scatter", rows, "first", "second", "rows")

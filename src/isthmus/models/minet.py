@@ -15,14 +15,21 @@ needs to be called source or target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
 
 from isthmus.batch import Batch, Needs, Output
+from isthmus.data.samples import samples
+from isthmus.insight import Insight
 from isthmus.layers.biases import Levels
 from isthmus.layers.domain import DomainMLP
-from isthmus.layers.interests import NAMES, InterestAttention, Interests
-from isthmus.model import Model
+from isthmus.layers.interests import NAMES, SAMPLE, InterestAttention, InterestLooks, Interests
+from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
 
 
 class MiNet(Model):
@@ -65,3 +72,15 @@ class MiNet(Model):
             x = self.attention(x)
         logit = self.networks(x.flatten(1), batch.item_offsets)
         return Output(logit.view(batch.item.shape) + self.levels.level[batch.domain, None])
+
+    def insights(self, dataset: Dataset) -> list[Insight]:
+        """Mean weights of the interests, by domain and label."""
+        looks = InterestLooks()
+        if self.attention is None:
+            return []
+        with torch.no_grad(), evaluating(self):
+            for name, batch in samples(dataset, self.needs, SAMPLE, labels=True):
+                batch = batch.to(self.levels.level.device)
+                assert batch.label is not None
+                looks.add(name, self.attention.weights(self.interests(batch).flatten(0, 1)), batch.label.flatten())
+        return looks.looks()
