@@ -30,7 +30,11 @@ app = typer.Typer(
 )
 
 Source = Annotated[
-    str, typer.Argument(help="A parquet or csv file, a folder, a glob, or a source: xmrec, ciao, epinions, douban, movielens, world.")
+    str,
+    typer.Argument(
+        help="A parquet or csv file, a folder, a glob, or a source: xmrec, ciao, epinions, douban, movielens, amazon14, "
+        "huawei_digix, world."
+    ),
 ]
 User = Annotated[str, typer.Option(help="Column of the user ids.")]
 Item = Annotated[str, typer.Option(help="Column of the item ids.")]

@@ -208,7 +208,9 @@ def _train(work: _Work, stages: list[Stage], found: Checkpoint | None) -> Best:
 def _optimisers(work: _Work, stage: Stage) -> Optimisers:
     """Of the weights that want a gradient; those of which some rows stand still never decay."""
     how, settings = work.how, (work.how.lr, work.how.table_lr, work.how.table_optimiser, work.how.weight_decay)
-    found, lines = make_optimisers(work.model, *settings, table_decay=how.table_decay, spared=tuple(stage.rows or ()))
+    found, lines = make_optimisers(
+        work.model, *settings, table_decay=how.table_decay, spared=tuple(stage.rows or ()), momentum=how.momentum
+    )
     work.bar.say("\n".join(lines))
     return found
 

@@ -29,6 +29,7 @@ class How:
         lr: learning rate of everything but the embedding tables.
         table_lr: learning rate of the embedding tables; None: the optimiser's own default.
         table_optimiser: which optimiser the tables get, see ``isthmus.layers.table.optimisers``.
+        momentum: of Adam (its first beta), from 0 to below 1; 0 for losses that pull against each other (adversarial ones).
         weight_decay: decoupled weight decay of everything but the tables.
         table_decay: decoupled weight decay of the embedding tables.
         clip: largest norm of the gradient over all weights of the stage; None: no clipping.
@@ -65,6 +66,7 @@ class How:
     lr: float = 1e-3
     table_lr: float | None = None
     table_optimiser: str = "auto"
+    momentum: float = 0.9
     weight_decay: float = 0.0
     table_decay: float = 0.0
     clip: float | None = None
@@ -100,6 +102,8 @@ class How:
             raise ConfigError(f"schedule {self.schedule!r}", f"one of {SCHEDULES}", nearest(self.schedule, SCHEDULES))
         if self.train_on not in TRAIN_ON:
             raise ConfigError(f"train_on {self.train_on!r}", f"one of {TRAIN_ON}", nearest(self.train_on, TRAIN_ON))
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum = {self.momentum}", "a number from 0 to below 1", "0.9 is usual, 0 for adversarial losses")
         if self.keep not in KEEP:
             raise ConfigError(f"keep {self.keep!r}", f"one of {KEEP}", nearest(self.keep, KEEP))
         for name in ("epochs", "batch_size", "lr", "history_length"):

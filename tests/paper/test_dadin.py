@@ -194,7 +194,7 @@ def confusion(model: DADIN, rows: Batch) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("threshold", [None, 0.25, 0.5])
 def test_losses_by_side_written_out(threshold: float | None, rich: Schema, rows: Batch) -> None:
-    args = {"global_weight": 0.5, "class_weight": 2.0, "alpha": 0.25, "threshold": threshold, "bounded": False}
+    args = {"global_weight": 0.5, "class_weight": 2.0, "alpha": 0.25, "threshold": threshold, "bounded": False, "classifier_rate": 1.0}
     model = made(DADIN, rich, **args)
     found = confusion(model, rows)
     with torch.no_grad():
@@ -307,3 +307,19 @@ def test_terms_are_added_to_the_tasks_loss_by_name(rich: Schema, rows: Batch) ->
 def test_numbers_out_of_range(wrong: dict[str, float], rich: Schema) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DADIN(rich, **wrong)
+
+
+def test_a_classifier_with_a_rate_starts_as_one_without_and_moves_so_much_further() -> None:
+    found = []
+    for rate in (1.0, 4.0):
+        torch.manual_seed(0)
+        classifier = DomainClassifier(2, 3, rate).double()
+        x, domain = torch.arange(12.0).view(4, 3).double().cos(), torch.tensor([0, 1, 1, 0])
+        before = classifier(x).detach()
+        optimiser = torch.optim.Adam(classifier.parameters(), 1e-3)
+        classifier.loss(x, domain).backward()
+        optimiser.step()
+        found.append((before, classifier(x).detach() - before))
+    (one, moved), (other, further) = found
+    torch.testing.assert_close(other, one)
+    torch.testing.assert_close(further, 4 * moved, rtol=1e-4, atol=1e-7)

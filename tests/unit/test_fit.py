@@ -241,6 +241,13 @@ def test_a_schedule_goes_on_where_it_stopped(data: Dataset, tmp_path: Path) -> N
     assert_same(straight, fit(small(data, seed=77), data, CTR, how, tmp_path / "run", resume=True))
 
 
+def test_momentum_reaches_the_optimiser(data: Dataset) -> None:
+    how = dataclasses.replace(HOW, momentum=0.0)
+    assert fit(small(data), data, CTR, how).best != fit(small(data), data, CTR, HOW).best
+    with pytest.raises(ConfigError, match=r"(?s)momentum = 1.*below 1"):
+        How(momentum=1.0)
+
+
 def test_stop_ends_early_on_the_same_schedule(data: Dataset) -> None:
     how = How(epochs=5, schedule="cosine", batch_size=64, lr=0.05, patience=None, threads=1, device="cpu", progress=False)
     long, short = (fit(small(data), data, CTR, dataclasses.replace(how, stop=stop)) for stop in (None, 2))

@@ -164,6 +164,14 @@ def test_dense_tables_have_a_rate_of_their_own() -> None:
     assert rates[id(net.linear.weight)] == (1e-3, 0.0)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adagrad"])
+def test_momentum_is_adams_first_beta(kind: str) -> None:
+    found, _ = optimisers(_Net(), 1e-3, table_optimiser=kind, momentum=0.25)
+    betas = [g["betas"] for optimiser in found for g in optimiser.param_groups if "betas" in g]
+    assert set(betas) == {(0.25, 0.999)}
+    assert len(betas) == sum(len(o.param_groups) for o in found if not isinstance(o, RowwiseAdagrad))
+
+
 def test_frozen_weights_are_left_out() -> None:
     net = _Net()
     net.large.weight.requires_grad_(False)

@@ -40,18 +40,20 @@ class DomainClassifier(Stacked):
     Args:
         domains: how many.
         width: of the input.
+        rate: how much faster than other layers it learns (under Adam): it must keep up with features that flee from it.
     """
 
     stacked: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
-    def __init__(self, domains: int, width: int) -> None:
+    def __init__(self, domains: int, width: int, rate: float = 1.0) -> None:
         super().__init__()
         plain = nn.Linear(width, domains)
-        self.weight, self.bias = plain.weight, plain.bias
+        self.rate = rate
+        self.weight, self.bias = (nn.Parameter(value.detach() / rate) for value in (plain.weight, plain.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width) -> (N, domains) logits; for two domains the second's less the first's is eq. 12's."""
-        return F.linear(x, self.weight, self.bias)
+        return self.rate * F.linear(x, self.weight, self.bias)
 
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
         """Nothing: where new domains are trained alone there is nothing to tell apart."""

@@ -127,6 +127,7 @@ def optimisers(
     weights: Iterable[nn.Parameter] | None = None,
     table_decay: float = 0.0,
     spared: Collection[nn.Parameter] = (),
+    momentum: float = 0.9,
 ) -> tuple[list[torch.optim.Optimizer], list[str]]:
     """The optimisers of a model: one for its large tables, one for all the rest.
 
@@ -140,6 +141,7 @@ def optimisers(
         weights: train only these; None: all that want a gradient.
         table_decay: decoupled decay of the tables: of the rows touched, or of all rows where a table is dense.
         spared: weights that never decay.
+        momentum: of Adam(W): its first beta.
 
     Returns:
         The optimisers, and a line of text for each table and for the rest.
@@ -175,15 +177,22 @@ def optimisers(
             {"params": [p for p in tables.values() if id(p) not in kept], **({"weight_decay": table_decay} if table_decay else {})},
             {"params": [p for p in tables.values() if id(p) in kept]},
         ]
-        found.append(_KIND[table_optimiser]([g for g in groups if g["params"]], lr=table_lr))
+        betas = {"betas": (momentum, 0.999)} if table_optimiser == "adam" else {}
+        found.append(_KIND[table_optimiser]([g for g in groups if g["params"]], lr=table_lr, **betas))
     if rest:
-        found.append(_for_rest(model, rest, lr, weight_decay, {"lr": dense_lr, "weight_decay": table_decay}, kept))
+        found.append(_for_rest(model, rest, lr, weight_decay, {"lr": dense_lr, "weight_decay": table_decay}, kept, momentum))
         lines.append(f"rest: {sum(p.numel() for p in rest):,} weights, AdamW, lr {lr:g}, weight decay {weight_decay:g}")
     return found, lines
 
 
 def _for_rest(
-    model: nn.Module, weights: list[nn.Parameter], lr: float, weight_decay: float, table: dict[str, float], spared: set[int]
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    table: dict[str, float],
+    spared: set[int],
+    momentum: float,
 ) -> torch.optim.Optimizer:
     """AdamW, in groups: matrices, dense tables with settings of their own, and all that does not decay."""
     matrices = {id(p) for p in _matrices(model)} - spared
@@ -194,7 +203,8 @@ def _for_rest(
         {"params": [p for p in weights if id(p) in tables & spared], **table, "weight_decay": 0.0},
         {"params": [p for p in weights if id(p) not in matrices | tables], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=weights[0].device.type in ("cpu", "cuda"))
+    betas = (momentum, 0.999)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=weights[0].device.type in ("cpu", "cuda"))
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:

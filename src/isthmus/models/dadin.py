@@ -19,8 +19,9 @@ is a constant in D_0 and D_1.
 Deviations: roles go by the row, events here and elsewhere, not target's and source's, so that there may be any number of domains;
 T is the click rate of the row's domain in training where none is given, since rates of a few per cent never reach one half; the
 logit starts from biases of items and users (``start``) and has a number of its own in each domain; a batch with rows of one domain
-says nothing of domains; the strength of the reversal may rise over epochs; and classifiers read h_DA normalised, ``bounded``: a loss
-to be made large has no end, and as printed h_DA grows until nothing else is learnt (log).
+says nothing of domains; the strength of the reversal may rise over epochs; classifiers learn faster than what flees from them; and
+they read h_DA normalised, ``bounded``: a loss to be made large has no end, and as printed h_DA grows until nothing else is learnt
+(log).  Two sides that learn with momentum run in circles: ``How.momentum`` 0 aligns better (``isthmus.examples.moons``).
 
 The paper's ablations 1 to 9 are ``item_attention``, ``interest_attention``, ``bi_interaction`` False; ``hidden`` empty; both of the
 last; ``domain_agnostic`` False; ``global_weight`` 0; ``class_weight`` 0; both 0.
@@ -79,6 +80,7 @@ class DADIN(Model):
         threshold: T; None: the click rate of the row's domain in training.
         strength: of the reversal; 1 as printed.
         warm_up: epochs over which it rises from 0; 0: at once, as printed.
+        classifier_rate: how much faster than the rest classifiers learn; 1 as printed.
         bounded: classifiers read h_DA at one length; False: as it is, which it then makes as long as it can.
         start: of the logit: ``bias``: biases of items and users; ``level``: the domain's click rate alone, as printed.
         id_dropout: share of ids replaced by "unknown" in training.
@@ -109,6 +111,7 @@ class DADIN(Model):
         threshold: float | None = None,
         strength: float = 1.0,
         warm_up: int = 10,
+        classifier_rate: float = 5.0,
         bounded: bool = True,
         start: str = "bias",
         id_dropout: float = 0.05,
@@ -117,6 +120,8 @@ class DADIN(Model):
         if start not in ("bias", "level"):
             raise ConfigError(f"start {start!r}", "'bias' or 'level'", nearest(start, ("bias", "level")))
         _check(global_weight=global_weight, class_weight=class_weight, strength=strength, warm_up=warm_up)
+        if classifier_rate <= 0:
+            raise ConfigError(f"classifier_rate = {classifier_rate}", "a number above 0", "1 as printed, 5 as measured")
         for name, value in (("alpha", alpha), ("threshold", threshold)):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} = {value}", "a share from 0 to 1", "0.5 as printed")
@@ -135,9 +140,9 @@ class DADIN(Model):
         self.predictor = nn.Sequential(nn.Linear(width, predictor), nn.Dropout(dropout), nn.Linear(predictor, 1))  # eq. 9, 10
         start_at_zero(self.predictor[2])
         self.offset = DomainTable(domains, 1, std=0.0)
-        self.whole = DomainClassifier(domains, width) if global_weight else None
-        self.negatives = DomainClassifier(domains, width) if class_weight else None  # D_0
-        self.positives = DomainClassifier(domains, width) if class_weight else None  # D_1
+        self.whole = DomainClassifier(domains, width, classifier_rate) if global_weight else None
+        self.negatives = DomainClassifier(domains, width, classifier_rate) if class_weight else None  # D_0
+        self.positives = DomainClassifier(domains, width, classifier_rate) if class_weight else None  # D_1
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C); in training the terms ``domain`` (Loss2) and ``domain_by_class`` (Loss3)."""

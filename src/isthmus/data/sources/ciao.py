@@ -33,6 +33,7 @@ def load(
     min_user_events: int = 5,
     trust: bool = False,
     timed: bool = True,
+    helpfulness: bool = False,
 ) -> Loaded:
     """Timed ratings (unix seconds; only the day is known).
 
@@ -44,12 +45,14 @@ def load(
         trust: give users a multi-valued field ``trusts``, the users they trust.
         timed: False leaves the times out: a history is then the set of everything known of a user elsewhere, whenever it
             happened, as in the usual cold-start protocol (EMCDR, PTUPCDR).
+        helpfulness: give events a context field ``past_helpfulness``: how helpful the user's strictly earlier reviews in
+            these domains were in the mean, rounded, or ``none``; needs times.
 
     Returns:
         Events whose ``dropped`` counts the zero ratings (invalid) and those of users with too few.
 
     Raises:
         SourceError: a file is missing or damaged.
-        ConfigError: an unknown category or label.
+        ConfigError: an unknown category or label, or helpfulness without times.
     """
-    return _reviews.load(SITE, path, domains, label, min_user_events, trust, timed)
+    return _reviews.load(SITE, path, domains, label, min_user_events, trust, timed, helpfulness)
