@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from isthmus import storage
+from isthmus.draws import Draws, groups, over_draws
 from isthmus.insight import Insight
 from isthmus.judged import Asked, Judged, judged_file
 from isthmus.ledger import Entry, ledger
@@ -67,6 +68,7 @@ class Whole:
         cells: each cell's own comparison.  Its verdicts are corrected within the cell alone.
         measures, ledger, paper: those of all cells, a column ``cell`` in front; verdicts, and what is above or below the
             paper, are corrected over all cells.
+        draws: means over cells that are draws of one split, see ``isthmus.draws``; None without any.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Whole:
     measures: pl.DataFrame
     ledger: Ledger
     paper: pl.DataFrame | None = None
+    draws: Draws | None = None
 
 
 def cell_folder(out: Path, name: str) -> Path:
@@ -103,8 +106,9 @@ def measured(out: Path, kept: dict[str, Any]) -> Comparison | Whole:
     book = together({name: own.ledger for name, own in cells.items()})
     papers = {name: own.paper for name, own in cells.items() if own.paper is not None}
     paper = papers_together(papers) if papers else None
-    _keep(out, measures, book, paper)
-    return Whole(recipe, out, next(iter(cells.values())).task, cells, measures, book, paper)
+    drawn = over_draws(groups(recipe.cells), measures, book.frame, {name: own.facts.get("rows") for name, own in cells.items()})
+    _keep(out, measures, book, paper, drawn)
+    return Whole(recipe, out, next(iter(cells.values())).task, cells, measures, book, paper, drawn)
 
 
 def _comparison(out: Path, kept: dict[str, Any]) -> Comparison:
@@ -127,8 +131,11 @@ def _comparison(out: Path, kept: dict[str, Any]) -> Comparison:
     return Comparison(recipe, out, task, schema, measures, book, kept["facts"], folders, paper)
 
 
-def _keep(out: Path, measures: pl.DataFrame, book: Ledger, paper: pl.DataFrame | None) -> None:
-    for name, frame in (("measures", measures), ("ledger", book.frame), ("paper", paper)):
+def _keep(out: Path, measures: pl.DataFrame, book: Ledger, paper: pl.DataFrame | None, drawn: Draws | None = None) -> None:
+    frames = {"measures": measures, "ledger": book.frame, "paper": paper}
+    if drawn is not None:
+        frames |= {"draws": drawn.values, "draws_ledger": drawn.differences}
+    for name, frame in frames.items():
         if frame is not None:
             with storage.whole_file(out / f"{name}.parquet") as path:
                 frame.write_parquet(path)

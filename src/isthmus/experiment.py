@@ -28,10 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isthmus import storage
 from isthmus.comparison import Comparison, Whole, cell_folder, judge_part, measured, recall
 from isthmus.data import sources
 from isthmus.data import split as splits
+from isthmus.data.dataset import Dataset
 from isthmus.data.events import Events
 from isthmus.data.last_day import last_day
 from isthmus.data.sources import Loaded
@@ -145,10 +148,16 @@ class _Work:
         data = Data.prepare(a.events, a.split, a.folder / "data", a.recipe.refit, say)
         jobs = tuple(parts(a.recipe, a.task, data))
         facts: dict[str, Any] = {"source": a.recipe.source, "split": a.split.rule, "split_hash": a.split.hash}
-        facts |= {"refit": a.recipe.refit, "seeds": list(a.recipe.seeds)}
+        facts |= {"refit": a.recipe.refit, "seeds": list(a.recipe.seeds), "rows": _rows(data.final)}
         made = [{"label": job.spec.label, "scope": job.scope, "seed": job.seed} for job in jobs]
         kept = {"recipe": dataclasses.asdict(a.recipe), "task": a.task.name, "schema": data.select.schema.to_dict()}
         return cls(a.name, a.recipe, a.folder, a.task, data, jobs, kept | {"facts": facts, "parts": made})
+
+
+def _rows(dataset: Dataset) -> dict[str, int]:
+    """Training and test rows of the domains that have rows to test."""
+    sizes = {part: np.diff(np.asarray(dataset.part(part).offsets)) for part in ("train", "test")}
+    return {part: int(size[sizes["test"] > 0].sum()) for part, size in sizes.items()}
 
 
 def _run(work: list[_Work], say: Say) -> None:

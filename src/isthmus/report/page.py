@@ -17,7 +17,7 @@ from isthmus.measure import ALL
 from isthmus.published import sentences
 from isthmus.report import curves, figures
 from isthmus.report.looks import look
-from isthmus.report.sheets import ROLE
+from isthmus.report.sheets import ROLE, draws_sheets, plain_rows
 from isthmus.report.tables import compared, facts, grid
 
 
@@ -104,4 +104,6 @@ def _cells(whole: Whole, path: Path) -> dict[str, Any]:
         best, drawn = own.ledger.best(), figures.intervals(grid(own, own.ledger.metric))
         shown = {"name": name, "anchor": folder.name, "link": (folder / path.name).as_posix()}
         cells.append({**shown, "facts": facts(own), "best": best, "figures": drawn})
-    return {"tables": [grid(whole, m) for m in metrics], "compared": compared(whole), "roles": ROLE, "cells": cells}
+    drawn = [] if whole.draws is None else [(title, plain_rows(sheet)) for title, sheet in draws_sheets(whole.draws)]
+    tables = [grid(whole, m) for m in metrics]
+    return {"tables": tables, "compared": compared(whole), "drawn": drawn, "roles": ROLE, "cells": cells}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from isthmus.draws import Draws
 from isthmus.report.tables import VERDICTS, Cell, Comparisons, Grid
 from isthmus.report.wide import Sheet
 
@@ -38,6 +42,38 @@ def compared_sheet(table: Comparisons, across: str) -> Sheet:
         name = model if table.against == "shallow" else f"{model} : {reference}"
         rows.append((name, (*cells, "  ".join(f"{MARK[v]} {count[v]}" for v in VERDICTS))))
     return Sheet("model : reference" if table.against != "shallow" else "model", across, (*table.domains, "in all"), tuple(rows))
+
+
+def draws_sheets(draws: Draws) -> list[tuple[str, Sheet]]:
+    """Titles and tables over draws: values by metric, then differences by metric and kind of comparison."""
+    places = draws.values.select("draws", "domain").unique(maintain_order=True).rows()
+    domains = Counter(name for name, _ in places)
+    columns = {(name, domain): f"{name}: {domain}" if domains[name] > 1 else name for name, domain in places}
+    found: list[tuple[str, Sheet]] = []
+    for (metric,), frame in draws.values.group_by("metric", maintain_order=True):
+        title = f"{metric}, test part: mean over draws ± standard deviation"
+        text = {(r["model"], r["draws"], r["domain"]): number(r["value"], ".4f") + number(r["sd"], ".4f", " ± ") for r in frame.to_dicts()}
+        found.append((title, _by_place("model", columns, dict.fromkeys(frame["model"]), text)))
+    for (metric, against), frame in draws.differences.group_by("metric", "against", maintain_order=True):
+        title = f"{metric} {ROLE[str(against)]}, over draws: mean difference, 95 % interval, draws ahead; above 0 the model is better"
+        text = {(f"{r['model']} : {r['reference']}", r["draws"], r["domain"]): _difference(r) for r in frame.to_dicts()}
+        found.append((title, _by_place("model : reference", columns, dict.fromkeys(key[0] for key in text), text)))
+    return found
+
+
+def plain_rows(sheet: Sheet) -> list[tuple[str, ...]]:
+    """A table's heading and lines without marks of colour."""
+    return [(sheet.corner, *sheet.columns), *((name, *(Text.from_markup(value).plain for value in values)) for name, values in sheet.rows)]
+
+
+def _difference(r: Mapping[str, Any]) -> str:
+    sure = "" if r["low"] is None or r["low"] <= 0 <= r["high"] else ("helps" if r["low"] > 0 else "hurts")
+    text = f"{r['difference']:+.4f} {bounds(r['low'], r['high'], '+.4f')} {r['ahead']}/{r['n']}"
+    return f"[{COLOR[sure]}]{text}[/]" if sure else text
+
+
+def _by_place(corner: str, columns: Mapping[tuple[str, str], str], rows: Iterable[str], text: Mapping[tuple[str, str, str], str]) -> Sheet:
+    return Sheet(corner, "draws", tuple(columns.values()), tuple((row, tuple(text.get((row, *at), "-") for at in columns)) for row in rows))
 
 
 def _interval(cell: Cell) -> str:

@@ -13,7 +13,7 @@ from isthmus.comparison import Comparison, Whole
 from isthmus.line import SINGLE
 from isthmus.measure import ALL
 from isthmus.published import sentences
-from isthmus.report.sheets import COLOR, LEGEND, ROLE, bounds, compared_sheet, listing, main_sheet, number, plain_sheet
+from isthmus.report.sheets import COLOR, LEGEND, ROLE, bounds, compared_sheet, draws_sheets, listing, main_sheet, number, plain_sheet
 from isthmus.report.tables import compared, facts, grid
 from isthmus.report.wide import Sheet, print_sheet
 from isthmus.verdicts import CELL
@@ -35,6 +35,10 @@ def print_report(comparison: Comparison | Whole, console: Console, page: Path | 
             console.print()
             print_sheet(plain_sheet(grid(comparison, metric), across), console, metric)
     _print_ledger(comparison, console)
+    if isinstance(comparison, Whole) and comparison.draws is not None:
+        for title, sheet in draws_sheets(comparison.draws):
+            console.print()
+            print_sheet(sheet, console, title)
     if comparison.paper is not None:
         _print_paper(comparison, comparison.paper, console)
     if page is not None:
