@@ -580,6 +580,19 @@ class TestMovielens:
     def test_clicks_are_ratings_of_four_or_more(self, films: Path) -> None:
         assert sorted(row[4] for row in rows(movielens.load(films, label="click", domain="gender").events)) == [0, 0, 1, 1]
 
+    def test_all_is_one_domain_with_every_field_of_people(self, films: Path) -> None:
+        events = movielens.load(films, domain="all").events
+        assert events.schema.domain_names == ("films",)
+        assert [f.name for f in events.schema.user.fields] == ["gender", "age", "occupation"]
+        assert [r[1] for r in rows(events)] == [r[1] for r in rows(movielens.load(films).events)]
+
+    def test_neutral_ratings_may_be_dropped_from_clicks(self, films: Path) -> None:
+        events = movielens.load(films, label="click", neutral=False).events
+        assert [(r[1], r[4]) for r in rows(events)] == [(10, 1), (10, 1), (30, 0)]
+        assert events.dropped == {"ratings of 3": 1}
+        with pytest.raises(ConfigError, match="neutral=False"):
+            movielens.load(films, neutral=False)
+
     def test_some_users_bring_all_their_ratings(self, films: Path) -> None:
         some = rows(movielens.load(films, max_users=1).events)
         assert some in ([r for r in rows(movielens.load(films).events) if r[0] == user] for user in (1, 2))

@@ -1,4 +1,4 @@
-"""MovieLens-1M: a million ratings with features of users and films; a domain is a genre, a gender or an age group.
+"""MovieLens-1M: a million ratings with features of users and films; a domain is a genre, a gender, an age group, or all there is.
 
 Original layout: ``ratings.dat``, ``users.dat`` and ``movies.dat``, columns separated by ``::``.  Parquet layout:
 ``ratings.parquet`` (user_id, item_id, rating, timestamp), ``users.parquet`` (user_id, age, gender, occupation,
@@ -20,25 +20,28 @@ from isthmus.schema import Field
 
 ORIGIN = "MovieLens 1M at the GroupLens site, grouplens.org/datasets/movielens/1m: ratings.dat, users.dat and movies.dat"
 
-DOMAINS = ("genre", "gender", "age")
-FIELDS = {"genre": ("gender", "age", "occupation"), "gender": ("age", "occupation"), "age": ("gender", "occupation")}
+DOMAINS = ("genre", "gender", "age", "all")
+PEOPLE = ("gender", "age", "occupation")
+FILMS = "films"  # the one domain of ``all``
 
 
 def load(
     path: str | Path | None = None,
     *,
-    domain: Literal["genre", "gender", "age"] = "genre",
+    domain: Literal["genre", "gender", "age", "all"] = "genre",
     domains: Sequence[str] | None = None,
     label: Literal["rating", "click"] = "rating",
+    neutral: bool = True,
     max_users: int | None = None,
 ) -> Loaded:
     """Timed ratings (unix seconds).
 
     Args:
         path: the folder, original or parquet; None searches ``$ISTHMUS_DATA`` for ``movielens``, ``ml-1m`` or ``ml1m``.
-        domain: ``genre`` (a film's first genre), or the user's ``gender`` or ``age`` group.
+        domain: ``genre`` (a film's first genre), the user's ``gender`` or ``age`` group, or ``all``: one domain, ``films``.
         domains: those to keep, in order; None: all, sorted.
         label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 4 or more.
+        neutral: False drops ratings of 3, which are neither for nor against; for clicks alone.
         max_users: so many users at most, chosen at random but always alike, with all their ratings; None: all 6,040.
 
     Returns:
@@ -52,6 +55,8 @@ def load(
     for name, value, known in (("domain", domain, DOMAINS), ("label", label, ("rating", "click"))):
         if value not in known:
             raise ConfigError(f"{name}={value!r}", f"one of {', '.join(known)}", nearest(str(value), known))
+    if not neutral and label != "click":
+        raise ConfigError(f"neutral=False with label={label!r}", "clicks, of which a 3 is neither", 'leave it out, or take label="click"')
     folder = find_folder(path, ("movielens", "ml-1m", "ml1m"), ORIGIN)
     ratings, users, items = _original(folder) if (folder / "ratings.dat").is_file() else _parquet(folder)
     if max_users is not None:
@@ -64,6 +69,8 @@ def load(
             raise ConfigError(f"no ratings in {domain} {name!r}", f"one of {', '.join(found)}", nearest(name, found))
     if domains is not None:
         frame = frame.filter(pl.col("domain").is_null() | pl.col("domain").is_in(list(domains)))
+    before = len(frame)
+    frame = frame if neutral else frame.filter(pl.col("rating") != 3)
     value = pl.col("rating") >= 4 if label == "click" else pl.col("rating")
     events = read_events(
         frame.drop_nulls("domain").with_columns(label=value.cast(pl.Float32)),
@@ -76,11 +83,13 @@ def load(
         domains=None if domains is None else tuple(domains),
         users=users.with_columns(pl.col("age").cast(pl.String), pl.col("occupation").cast(pl.String)),
         user_id="user",
-        user_fields=FIELDS[domain],
+        user_fields=tuple(name for name in PEOPLE if name != domain),
         items=items,
         item_id="item",
         item_fields=(Field("genres", "multi"), "release_year"),
     )
+    if not neutral:
+        events.dropped["ratings of 3"] = before - len(frame)
     if unknown:
         events.dropped[f"ratings without a {domain}"] = unknown
     return Loaded(events)
@@ -95,6 +104,8 @@ def _of_some_users(ratings: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def _domains(domain: str, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    if domain == "all":
+        return users.select("user", domain=pl.lit(FILMS))
     if domain == "genre":
         return items.select("item", domain=pl.col("genres").list.first())
     return users.select("user", domain=pl.col(domain).cast(pl.String))
