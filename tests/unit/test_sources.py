@@ -587,7 +587,7 @@ class TestMovielens:
         assert [r[1] for r in rows(events)] == [r[1] for r in rows(movielens.load(films).events)]
 
     def test_neutral_ratings_may_be_dropped_from_clicks(self, films: Path) -> None:
-        events = movielens.load(films, label="click", neutral=False).events
+        events = movielens.load(films, domain="all", label="click", neutral=False).events
         assert [(r[1], r[4]) for r in rows(events)] == [(10, 1), (10, 1), (30, 0)]
         assert events.dropped == {"ratings of 3": 1}
         with pytest.raises(ConfigError, match="neutral=False"):
