@@ -52,7 +52,7 @@ from isthmus.task import get_task
 PEERS = Path(__file__).parent / ".peers"
 RECHUB = ("torch-rechub==0.9.0", "tqdm")
 FUXICTR = (  # it imports ray, which wants the rest, although nothing of ray runs here
-    *("fuxictr==2.3.10", "h5py", "pyyaml", "tqdm", "ray==2.52.0", "requests", "urllib3", "certifi", "idna"),
+    *("fuxictr==2.3.10", "h5py", "pyyaml", "tqdm", "ray==2.52.0", "msgpack", "requests", "urllib3", "certifi", "idna"),
     *("jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "attrs"),
 )
 BATCH, DIM, LENGTH, ATTENTION, HIDDEN, BAR = 4096, 16, 50, 64, [256, 128], 4.0

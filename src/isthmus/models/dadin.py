@@ -19,7 +19,7 @@ is a constant in D_0 and D_1.
 Deviations: roles go by the row, events here and elsewhere, not target's and source's, so that there may be any number of domains;
 T is the click rate of the row's domain in training where none is given, since rates of a few per cent never reach one half; the
 logit starts from biases of items and users (``start``) and has a number of its own in each domain; a batch with rows of one domain
-says nothing of domains; the strength of the reversal may rise over epochs; classifiers learn faster than what flees from them; and
+says nothing of domains; the strength of the reversal may rise over epochs; classifiers may learn faster than what flees from them; and
 they read h_DA normalised, ``bounded``: a loss to be made large has no end, and as printed h_DA grows until nothing else is learnt
 (log).  Two sides that learn with momentum run in circles: ``How.momentum`` 0 aligns better (``isthmus.examples.moons``).
 
@@ -80,7 +80,7 @@ class DADIN(Model):
         threshold: T; None: the click rate of the row's domain in training.
         strength: of the reversal; 1 as printed.
         warm_up: epochs over which it rises from 0; 0: at once, as printed.
-        classifier_rate: how much faster than the rest classifiers learn; 1 as printed.
+        classifier_rate: how much faster than the rest classifiers learn; above 1 only with ``How.momentum`` 0 (log).
         bounded: classifiers read h_DA at one length; False: as it is, which it then makes as long as it can.
         start: of the logit: ``bias``: biases of items and users; ``level``: the domain's click rate alone, as printed.
         id_dropout: share of ids replaced by "unknown" in training.
@@ -111,7 +111,7 @@ class DADIN(Model):
         threshold: float | None = None,
         strength: float = 1.0,
         warm_up: int = 10,
-        classifier_rate: float = 5.0,
+        classifier_rate: float = 1.0,
         bounded: bool = True,
         start: str = "bias",
         id_dropout: float = 0.05,
@@ -121,7 +121,7 @@ class DADIN(Model):
             raise ConfigError(f"start {start!r}", "'bias' or 'level'", nearest(start, ("bias", "level")))
         _check(global_weight=global_weight, class_weight=class_weight, strength=strength, warm_up=warm_up)
         if classifier_rate <= 0:
-            raise ConfigError(f"classifier_rate = {classifier_rate}", "a number above 0", "1 as printed, 5 as measured")
+            raise ConfigError(f"classifier_rate = {classifier_rate}", "a number above 0", "1 as printed")
         for name, value in (("alpha", alpha), ("threshold", threshold)):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} = {value}", "a share from 0 to 1", "0.5 as printed")
