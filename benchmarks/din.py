@@ -51,10 +51,9 @@ from isthmus.task import get_task
 
 PEERS = Path(__file__).parent / ".peers"
 RECHUB = ("torch-rechub==0.9.0", "tqdm")
-FUXICTR = (  # it imports ray, which wants the rest, although nothing of ray runs here
-    *("fuxictr==2.3.10", "h5py", "pyyaml", "tqdm", "ray==2.52.0", "msgpack", "requests", "urllib3", "certifi", "idna"),
-    *("jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "attrs"),
-)
+RAY = ("ray==2.52.0", "msgpack", "requests", "urllib3", "certifi", "idna", "charset-normalizer", "jsonschema", "jsonschema-specifications")
+RAY += ("referencing", "rpds-py", "attrs")
+FUXICTR = ("fuxictr==2.3.10", "h5py", "pyyaml", "tqdm", *RAY)  # it imports ray, although nothing of ray runs here
 BATCH, DIM, LENGTH, ATTENTION, HIDDEN, BAR = 4096, 16, 50, 64, [256, 128], 4.0
 CONTEXT = {"category": 5_000, "brand": 1_000, "city": 200, "hour": 50, "os": 20}
 DOMAINS, SHARES, TRAINED = ("first", "second", "third", "elsewhere"), (0.6, 0.3, 0.1), (0, 1, 2)
@@ -175,7 +174,7 @@ def bare(columns: dict[str, np.ndarray], sizes: dict[str, int]) -> Run:
     """The limit: PyTorch alone, columns in memory, lazy Adam for the tables."""
     model = Network(sizes)
     tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
-    large = [table.weight for table in model.tables.values() if table.sparse]
+    large = [p for p in model.tables.parameters() if len(p) > 4096]
     rest = [p for p in model.parameters() if all(p is not w for w in large)]
     found = [torch.optim.SparseAdam(large, lr=1e-3), torch.optim.Adam(rest, fused=True)]
     stream = (rows for _ in itertools.count() for rows in torch.randperm(len(tensors["label"])).split(BATCH))
@@ -222,7 +221,8 @@ def install(folder: str, packages: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), *packages]
         done = subprocess.run(command, capture_output=True, check=False, text=True)
         if done.returncode:
-            raise ImportError((done.stderr.strip() or "pip failed").splitlines()[-1])
+            lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
+            raise ImportError((lines or ["pip failed"])[0])
     if str(PEERS) not in sys.path:
         sys.path.insert(0, str(PEERS))
 
@@ -286,7 +286,8 @@ def fuxictr(columns: dict[str, np.ndarray], sizes: dict[str, int], folder: Path)
         for name, size in sizes.items()
     ]
     history = {"source": "", "type": "sequence", "padding_idx": 0, "vocab_size": sizes["item"], "max_len": LENGTH}
-    np.savez(folder / "train.npz", allow_pickle=False, **columns)
+    arrays: dict[str, Any] = dict(columns)
+    np.savez(folder / "train.npz", **arrays)
     loader, _ = RankDataLoader(
         feature_map("rows", [*fields, {"hist": history}]),
         stage="train",
