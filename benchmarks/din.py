@@ -12,7 +12,7 @@ masks it; torch-rechub lets it take part in attention like any item.  Both sweep
 
 The peers are installed beside the environment, into ``benchmarks/.peers``; a ratio to one that cannot be had is left out.
 FuxiCTR's wheel has no DIN for its ordinary loaders, only LongCTR's, which reads items and padded histories in one lookup: this is
-the one trained here, on rows of FuxiCTR's npz loader (the fastest that it has), put into the order in which LongCTR's DIN wants them.
+the one trained here, on rows of FuxiCTR's own npz loader, put into the order in which LongCTR's DIN wants them.
 """
 
 from __future__ import annotations

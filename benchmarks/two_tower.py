@@ -33,7 +33,7 @@ from isthmus.data.batches import Plan, batches
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
-from isthmus.layers.features import fill_tables
+from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers
 from isthmus.run import build
 from isthmus.schema import Field
@@ -96,7 +96,7 @@ def ours(dataset: Dataset) -> Callable[[int], float]:
     """Isthmus: its loader, model, loss and optimisers, as ``fit`` puts them together."""
     args: dict[str, Any] = {"network": "dnn", "network_args": {"hidden": [128]}, "residual": False, "history": False, "temperature": 0.05}
     model = build("two_tower", dataset.schema, {"dim": DIM, **args})
-    fill_tables(model, dataset)
+    fill(model, dataset)
     found, _ = optimisers(model, 1e-3)
     stream = batches(dataset, "train", model.needs, Plan(BATCH, sampler="in_batch"))
     model.train()

@@ -96,6 +96,30 @@ def test_dice_has_no_statistics_of_a_row(rows: int) -> None:
     assert torch.equal(dice.running_mean, torch.zeros(2))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_dice_backward_is_the_formulas(training: bool) -> None:
+    """Eq. 10 written out, whose gradients PyTorch finds by itself."""
+    torch.manual_seed(0)
+    dice = Dice(3).double().train(training)
+    with torch.no_grad():
+        dice.slope.normal_()
+        dice.running_mean.fill_(0.5)
+    found, written = [], []
+    x, weight = torch.randn(6, 3, dtype=torch.float64) * 2 + 1, torch.randn(6, 3, dtype=torch.float64)
+    mean, var = (x.mean(0), x.var(0, correction=0)) if training else (dice.running_mean.clone(), dice.running_var.clone())
+    one, other = (x.clone().requires_grad_() for _ in range(2))
+    (dice(one) * weight).sum().backward()
+    found += [one.grad, dice.slope.grad]
+    slope = dice.slope.detach().clone().requires_grad_()
+    if training:
+        mean, var = other.mean(0), other.var(0, correction=0)
+    p = ((other - mean) / (var + 1e-8).sqrt()).sigmoid()
+    ((p * other + (1 - p) * slope * other) * weight).sum().backward()
+    written += [other.grad, slope.grad]
+    for got, expected in zip(found, written, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def padded_attention(unit: TargetAttention, history: Tensor, real: Tensor, query: Tensor) -> Tensor:
     """(B, L, w) events, (B, L) bool, (B, C, w) -> (B, C, w), one event and one candidate after the other."""
     out = torch.zeros_like(query)
