@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus import metrics
+from isthmus.allocator import keep_blocks
 from isthmus.batch import Batch
 from isthmus.checkpoint import Checkpoint, Optimisers
 from isthmus.data.batches import Plan, batches, steps
@@ -91,6 +92,7 @@ def fit(
     if keeper.folder is not None and keeper.finished:
         return load_run(keeper.folder, model.to(device))
     state = State() if found is None else State.from_dict(found.state)
+    keep_blocks()
     with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress) as bar:
         board = Board(keeper.folder if how.tensorboard else None, len(state.log))
         if adaptation is None:
