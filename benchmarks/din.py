@@ -3,7 +3,8 @@
     python benchmarks/din.py [--threads 2] [--rounds 3] [--quick]
 
 300,000 items, 1,000,000 users, 500,000 rows of three domains, eight fields of width 16, histories of up to 50 clicks (about 26
-on average), attention 64, network 256 and 128 with Dice between layers, batches of 4,096; loaders included.  Rounds are
+on average), attention 64, network 256 and 128 with Dice between layers, batches of 4,096; loaders included.  Each trains in a
+process of its own, as it comes: Isthmus keeps freed memory for the next step (``isthmus.allocator``), the others do not.  Rounds are
 interleaved; the median is reported.  Fails below 4 times FuxiCTR.
 
 The histories are what Isthmus cuts from its data set, each row's earlier clicks of its user in its domain; the others get these
@@ -37,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isthmus.allocator import keep_blocks
 from isthmus.batch import Needs
 from isthmus.data import split
 from isthmus.data.batches import Plan, batches
@@ -313,40 +315,101 @@ def fuxictr(columns: dict[str, np.ndarray], sizes: dict[str, int], folder: Path)
     return lambda steps: timed(steps, lambda: model.fit(Part(stream, steps), epochs=1))
 
 
+TRAINERS = ("isthmus", "bare loop", "fuxictr", "torch-rechub")
+
+
+def serve(name: str, folder: Path) -> None:
+    """One trainer in a process of its own: how the memory of one is kept must not help another.
+
+    Says ``ready`` or why it cannot be had; then, for each number of steps that comes, rows per second.
+    """
+    out, sys.stdout = sys.stdout, sys.stderr  # whatever peers print
+    dataset = Dataset.load(folder / "data")
+    own = folder / name
+    own.mkdir()
+    try:
+        if name == "isthmus":
+            keep_blocks()  # as ``fit`` does
+            run = ours(dataset)
+        else:
+            read = dict(np.load(folder / "rows.npz"))
+            count, peers = sizes(dataset), {"fuxictr": fuxictr, "torch-rechub": rechub}
+            run = bare(read, count) if name == "bare loop" else peers[name](read, count, own)
+    except (ImportError, AttributeError) as error:
+        print(error, file=out, flush=True)
+        return
+    run(3)  # warm up
+    print("ready", file=out, flush=True)
+    for line in sys.stdin:
+        print(run(int(line)), file=out, flush=True)
+
+
+class Trainer:
+    """A trainer's process, as its parent sees it.
+
+    Args:
+        name: of ``TRAINERS``.
+        folder: of the data.
+        threads: of torch.
+
+    Attributes:
+        missing: why it cannot be had; "" when it can.
+        rates: rows per second, by round.
+    """
+
+    def __init__(self, name: str, folder: Path, threads: int) -> None:
+        command = [sys.executable, __file__, "--trainer", name, "--data", str(folder), "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        said = self._read()
+        self.missing = "" if said == "ready" else said or "it ended"
+        self.rates: list[float] = []
+
+    def run(self, steps: int) -> None:
+        """Another round."""
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        self.rates.append(float(self._read()))
+
+    def end(self) -> None:
+        """Lets the process go."""
+        self.process.communicate()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the size, and no bar: does it run?")
+    parser.add_argument("--trainer", choices=TRAINERS, help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    if given.trainer:
+        serve(given.trainer, given.data)
+        return
     shrink = 100 if given.quick else 1
     rows = max(500_000 // shrink // BATCH, 4) * BATCH  # every batch is full
-    missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         dataset = work(folder / "data", 1_000_000 // shrink, 300_000 // shrink, rows)
         read, count = columns(dataset), sizes(dataset)
+        arrays: dict[str, Any] = dict(read)
+        np.savez(folder / "rows.npz", **arrays)
         filled = np.count_nonzero(read["hist"]) / rows
         print(f"{rows:,} rows, {count['user']:,} users, {count['item']:,} items, {filled:.1f} of {LENGTH} events on average", flush=True)
-        runs = {"isthmus": ours(dataset), "bare loop": bare(read, count)}
-        for name, peer in {"fuxictr": fuxictr, "torch-rechub": rechub}.items():
-            try:
-                runs[name] = peer(read, count, folder)
-            except (ImportError, AttributeError) as error:
-                missing[name] = str(error)
-        steps = {"isthmus": 30, "bare loop": 30, "fuxictr": 10, "torch-rechub": 6}
-        if given.quick:
-            steps = dict.fromkeys(steps, 2)
-        torch.set_num_threads(given.threads)  # whatever the peers' imports did
-        for name, run in runs.items():
-            run(max(2, steps[name] // 10))  # warm up
-        rates: dict[str, list[float]] = {name: [] for name in runs}
+        trainers = {name: Trainer(name, folder, given.threads) for name in TRAINERS}
+        there = {name: trainer for name, trainer in trainers.items() if not trainer.missing}
         for _ in range(given.rounds):
-            for name, run in runs.items():
-                rates[name].append(run(steps[name]))
-    median = {name: statistics.median(values) for name, values in rates.items()}
+            for name, trainer in there.items():
+                trainer.run(2 if given.quick else 30 if name in TRAINERS[:2] else 8)
+        for trainer in trainers.values():
+            trainer.end()
+    median = {name: statistics.median(trainer.rates) for name, trainer in there.items()}
     for name, value in median.items():
         print(f"{name:>14}  {value:>9,.0f} rows/s")
     ratio = {name: median["isthmus"] / value for name, value in median.items()}
@@ -355,8 +418,9 @@ def main() -> None:
         print(f"isthmus / fuxictr (its LongCTR DIN on its npz loader): {ratio['fuxictr']:.1f} (at least {BAR:g})")
     if "torch-rechub" in ratio:
         print(f"isthmus / torch-rechub: {ratio['torch-rechub']:.1f}")
-    for name, reason in missing.items():
-        print(f"{name} cannot be had: {reason}")
+    for name, trainer in trainers.items():
+        if trainer.missing:
+            print(f"{name} cannot be had: {trainer.missing}")
     print(json.dumps({name: round(value) for name, value in median.items()}))
     if "fuxictr" in ratio and ratio["fuxictr"] < BAR and not given.quick:
         sys.exit(1)
