@@ -19,7 +19,7 @@ prints accuracies over seeds and draws the paper's Figures 4 to 6.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -163,35 +163,35 @@ def train(way: str, moons: Moons, seed: int = 0, *, every: bool = False) -> Plai
     offsets = (0, int((domain == SOURCE).sum()), len(x))
     if way == "shuffled":
         domain = domain[torch.randperm(len(domain))]
-    for step, optimiser in enumerate(_steps(net)):
-        loss = F.binary_cross_entropy_with_logits(net(x, offsets), label)
+
+    def loss(step: int) -> Tensor:
+        found = F.binary_cross_entropy_with_logits(net(x, offsets), label)
         if isinstance(net, Shared) and way != "shared":
-            loss = loss + WEIGHT * net.confusion(x, offsets, domain, warm_up(step, STEPS))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return net.eval()
+            found = found + WEIGHT * net.confusion(x, offsets, domain, warm_up(step, STEPS))
+        return found
 
-
-def _steps(net: nn.Module) -> Iterator[torch.optim.Optimizer]:
-    """An optimiser for each step; its rate falls to zero."""
-    optimiser = torch.optim.Adam(net.parameters(), RATE, betas=MOMENTUM)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / STEPS)
-    for _ in range(STEPS):
-        yield optimiser
-        schedule.step()
+    _learn(net, loss)
+    return net
 
 
 def train_to_tell_domains(moons: Moons, seed: int = 0) -> MLP:
     """A network of the same width and depth that learns which domain a point is of (Figure 5)."""
     torch.manual_seed(seed)
     net = MLP(2, [WIDTH] * 4, out=1)
-    for optimiser in _steps(net):
-        loss = F.binary_cross_entropy_with_logits(net(moons.x).squeeze(1), moons.domain.float())
+    _learn(net, lambda _: F.binary_cross_entropy_with_logits(net(moons.x).squeeze(1), moons.domain.float()))
+    return net
+
+
+def _learn(net: nn.Module, loss: Callable[[int], Tensor]) -> None:
+    """Adam, whose rate falls to zero, on the loss of each step."""
+    optimiser = torch.optim.Adam(net.parameters(), RATE, betas=MOMENTUM)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / STEPS)
+    for step in range(STEPS):
         optimiser.zero_grad()
-        loss.backward()
+        loss(step).backward()
         optimiser.step()
-    return net.eval()
+        schedule.step()
+    net.eval()
 
 
 def right(logit: Tensor, truth: Tensor) -> float:

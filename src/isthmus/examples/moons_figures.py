@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.examples.moons import POINTS, SOURCE, TARGET, Moons, Shared, train, train_to_tell_domains
-from isthmus.insight import Insight
-from isthmus.layers.alignment import a_distance, principal
+from isthmus.layers.alignment import a_distance, picture
 from isthmus.report.figures import bare, svg
 from isthmus.report.looks import look
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 GRID = 160  # points of the plane along each axis
 RED, BLUE, GOLD = "#c0392b", "#2e86c1", "#d4a017"
-Bounds = Sequence[int]
 
 
 def draw(moons: Moons, seed: int = 0) -> dict[str, str]:
@@ -45,7 +43,7 @@ def _labels(moons: Moons, seed: int) -> str:
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.subplots()
     plane = _plane(moons)
-    target: Bounds = (0, 0, GRID * GRID)
+    target = (0, 0, GRID * GRID)
     _areas(axes, plane, lambda x: train("adversarial", moons, seed)(x, target), "black", shaded=True)
     _areas(axes, plane, lambda x: train("plain", moons, seed)(x, target), "green", shaded=False)
     x, truth = moons.x.numpy(), moons.truth.numpy() > 0.5
@@ -82,10 +80,7 @@ def _features(name: str, h: Tensor, moons: Moons) -> str:
     """Figure 6: principal components, and in the title how far the domains lie apart."""
     apart = a_distance(h[:POINTS], h[POINTS:])
     names = [f"{('source', 'target')[d]}, {('negative', 'positive')[int(y)]}" for d, y in zip(moons.domain, moons.truth, strict=True)]
-    rows: list[dict[str, float | str]] = [
-        {"first": x, "second": y, "points": points} for (x, y), points in zip(principal(h).tolist(), names, strict=True)
-    ]
-    return look(Insight(name, f"{name}: principal components (A-distance {apart:.2f})", "scatter", rows, "first", "second", "points"))
+    return look(picture(name, h, names, f" (A-distance {apart:.2f})"))
 
 
 def _plane(moons: Moons) -> tuple[np.ndarray, np.ndarray, Tensor]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from isthmus.insight import Insight
 
 RIDGE = 1e-3  # of the mean variance, so that features that never vary do no harm
 
@@ -16,6 +20,21 @@ def principal(x: Tensor) -> Tensor:
     first[: min(2, len(directions))] = directions[:2]
     sign = first.gather(1, first.abs().argmax(1, keepdim=True)).sign()
     return (centred @ (first * sign).T).to(x.dtype)
+
+
+def picture(layer: str, h: Tensor, rows: Sequence[str], more: str = "") -> Insight:
+    """The first two principal components, coloured by what each row is.
+
+    Args:
+        layer: whose features they are.
+        h: (N, width).
+        rows: (N,) names to colour by.
+        more: ends the title.
+    """
+    points: list[dict[str, float | str]] = [
+        {"first": x, "second": y, "rows": name} for (x, y), name in zip(principal(h).tolist(), rows, strict=True)
+    ]
+    return Insight(layer, f"{layer}: principal components{more}", "scatter", points, "first", "second", "rows")
 
 
 def a_distance(here: Tensor, there: Tensor) -> float:

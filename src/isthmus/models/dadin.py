@@ -43,7 +43,7 @@ from isthmus.data.samples import samples
 from isthmus.errors import ConfigError, nearest
 from isthmus.insight import Insight
 from isthmus.layers.adversarial import DomainClassifier, reverse, warm_up
-from isthmus.layers.alignment import a_distance, principal
+from isthmus.layers.alignment import a_distance, picture
 from isthmus.layers.biases import Levels
 from isthmus.layers.interactions import bi_interaction
 from isthmus.layers.interests import NAMES, SAMPLE, InterestAttention, InterestLooks, Interests
@@ -224,6 +224,4 @@ def _picture(layer: str, by_domain: dict[str, Tensor], label: dict[str, Tensor])
     """The first two principal components of some rows, by domain and label."""
     some = {name: h[:SHOWN] for name, h in by_domain.items()}
     names = [f"{name}, {'clicked' if y else 'not clicked'}" for name in some for y in label[name][:SHOWN].tolist()]
-    points = principal(torch.cat(list(some.values()))).tolist()
-    rows: list[dict[str, float | str]] = [{"first": x, "second": y, "rows": name} for (x, y), name in zip(points, names, strict=True)]
-    return Insight(layer, f"{layer}: principal components", "scatter", rows, "first", "second", "rows")
+    return picture(layer, torch.cat(list(some.values())), names)
