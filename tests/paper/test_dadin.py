@@ -46,7 +46,7 @@ def made(model: type[DADIN] | type[MiNet], schema: Schema, **args: Any) -> Any:
     """A model whose fields are filled and whose weights are far from 0, in evaluation."""
     torch.manual_seed(0)
     if model is DADIN:
-        args = {"start": "level", **args}
+        args = {"start": "level", "first_order": False, **args}  # as printed
     found = model(schema, dim=3, id_dropout=0.0, **args)
     with torch.no_grad():
         for weight in found.parameters():
@@ -143,6 +143,24 @@ def test_forward_written_out(switches: dict[str, Any], rich: Schema, rows: Batch
         d = int(rows.domain[b])
         logit = model.predictor[2].weight @ one + model.predictor[2].bias + LEVEL[d] + model.offset.weight[d + 1]
         torch.testing.assert_close(found.logit[b, c], logit[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_fields_have_weights_of_their_own(rich: Schema, rows: Batch) -> None:
+    model = made(DADIN, rich, first_order=True)
+    w = model.weights
+    w.users.field_rows.copy_(model.interests.users.field_rows)
+    w.items.numeric.copy_(model.interests.items.numeric)
+    found = model(rows).logit
+    specific, agnostic = model.features(rows)
+    above = model.predictor(specific + agnostic).view(5, 2)
+    for b, c in itertools.product(range(5), range(2)):
+        events = [w.items(code).sum() for code in rows.history[b] if code != PADDING]
+        history = torch.stack(events).mean() if events else torch.zeros(())
+        d = int(rows.domain[b])
+        first = w.users(rows.user[b]).sum() + w.items(rows.item[b, c]).sum() + w.context(rows.context)[b].sum()
+        expected = LEVEL[d] + first + history + w.domain.weight[d + 1, 0] + above[b, c]
+        torch.testing.assert_close(found[b, c], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ is a constant in D_0 and D_1.
 
 Deviations: roles go by the row, events here and elsewhere, not target's and source's, so that there may be any number of domains;
 T is the click rate of the row's domain in training where none is given, since rates of a few per cent never reach one half; the
-logit starts from biases of items and users (``start``) and has a number of its own in each domain; a batch with rows of one domain
-says nothing of domains; the strength of the reversal may rise over epochs; classifiers may learn faster than what flees from them; and
+logit starts from biases of items and users (``start``), and each field's value has a weight of its own (``first_order``): eq. 7 and 8
+multiply fields by pairs, so that what an item or a user is like by itself has no term; a batch with rows of one domain says nothing of
+domains; the strength of the reversal may rise over epochs; classifiers may learn faster than what flees from them; and
 they read h_DA normalised, ``bounded``: a loss to be made large has no end, and as printed h_DA grows until nothing else is learnt
 (log).  Two sides that learn with momentum run in circles: ``How.momentum`` 0 aligns better (``isthmus.examples.moons``).
 
@@ -45,6 +46,7 @@ from isthmus.insight import Insight
 from isthmus.layers.adversarial import DomainClassifier, reverse, warm_up
 from isthmus.layers.alignment import a_distance, picture
 from isthmus.layers.biases import Levels
+from isthmus.layers.fields import Fields
 from isthmus.layers.interactions import bi_interaction
 from isthmus.layers.interests import NAMES, SAMPLE, InterestAttention, InterestLooks, Interests
 from isthmus.layers.mlp import MLP, start_at_zero
@@ -83,6 +85,7 @@ class DADIN(Model):
         classifier_rate: how much faster than the rest classifiers learn; above 1 only with ``How.momentum`` 0 (log).
         bounded: classifiers read h_DA at one length; False: as it is, which it then makes as long as it can.
         start: of the logit: ``bias``: biases of items and users; ``level``: the domain's click rate alone, as printed.
+        first_order: a weight for each field's value, beside pairs; False: for the domain alone, as printed.
         id_dropout: share of ids replaced by "unknown" in training.
 
     Raises:
@@ -114,6 +117,7 @@ class DADIN(Model):
         classifier_rate: float = 1.0,
         bounded: bool = True,
         start: str = "bias",
+        first_order: bool = True,
         id_dropout: float = 0.05,
     ) -> None:
         super().__init__(schema)
@@ -139,7 +143,8 @@ class DADIN(Model):
         self.agnostic = MLP(width, [width], out=width) if domain_agnostic else None
         self.predictor = nn.Sequential(nn.Linear(width, predictor), nn.Dropout(dropout), nn.Linear(predictor, 1))  # eq. 9, 10
         start_at_zero(self.predictor[2])
-        self.offset = DomainTable(domains, 1, std=0.0)
+        self.weights = Fields(schema, 1, id_dropout=id_dropout) if first_order else None
+        self.offset = None if first_order else DomainTable(domains, 1, std=0.0)
         self.whole = DomainClassifier(domains, width, classifier_rate) if global_weight else None
         self.negatives = DomainClassifier(domains, width, classifier_rate) if class_weight else None  # D_0
         self.positives = DomainClassifier(domains, width, classifier_rate) if class_weight else None  # D_1
@@ -148,8 +153,8 @@ class DADIN(Model):
         """Logits (B, C); in training the terms ``domain`` (Loss2) and ``domain_by_class`` (Loss3)."""
         specific, agnostic = self.features(batch)
         above = self.predictor(specific if agnostic is None else specific + agnostic).view(batch.item.shape)
-        level = self.levels.level[batch.domain, None]
-        logit = above + self.offset(batch.domain + 1) + (level if self.start is None else self.start(batch))
+        start = self.levels.level[batch.domain, None] if self.start is None else self.start(batch)
+        logit = start + self.first(batch) + above
         seen = sum(end > start for start, end in itertools.pairwise(batch.offsets))
         extra = self._confusion(specific if agnostic is None else agnostic, logit, batch) if self.training and seen > 1 else {}
         return Output(logit, extra)
@@ -169,6 +174,13 @@ class DADIN(Model):
                 if agnostic is not None:
                     found["h_DA"][name] = agnostic
         return interests.looks() + _distances(found) + [_picture(layer, by_domain, label) for layer, by_domain in found.items()]
+
+    def first(self, batch: Batch) -> Tensor:
+        """(B, C) or (B, 1): the sum of the fields' weights; without them the domain's."""
+        if self.weights is not None:
+            return self.weights(batch).sum((2, 3))
+        assert self.offset is not None
+        return self.offset(batch.domain + 1)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """h_spec and h_DA, (B * C, width); None without a layer of its own."""
