@@ -593,6 +593,19 @@ class TestMovielens:
         with pytest.raises(ConfigError, match="neutral=False"):
             movielens.load(films, neutral=False)
 
+    def test_a_core_is_taken_until_nothing_changes(self, films: Path) -> None:
+        # Clicks: user 1 on 10, user 2 on 10.  With two each nobody is left; film 30 has none and goes, so does 20.
+        events = movielens.load(films, domain="all", label="click", core=1).events
+        assert [(r[0], r[1], r[4]) for r in rows(events)] == [(1, 10, 1), (2, 10, 1)]
+        assert events.dropped == {"ratings outside the 1-core": 2}
+        with pytest.raises(ConfigError, match="core=2: no ratings are left"):
+            movielens.load(films, core=2)
+
+    def test_moments_say_when_in_the_day_and_week(self, films: Path) -> None:
+        events = movielens.load(films, moments=True).events
+        assert [f.name for f in events.schema.context] == ["hour", "weekday"]
+        assert events.frame().select("hour", "weekday").unique().rows() == [("0", "4")]  # Thursday, 1 January 1970, soon after midnight
+
     def test_some_users_bring_all_their_ratings(self, films: Path) -> None:
         some = rows(movielens.load(films, max_users=1).events)
         assert some in ([r for r in rows(movielens.load(films).events) if r[0] == user] for user in (1, 2))

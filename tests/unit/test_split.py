@@ -73,6 +73,15 @@ def test_global_time_by_hand():
     assert no_valid.part.tolist() == [TRAIN] * 7 + [TEST] * 3
 
 
+def test_global_time_by_shares_of_the_time():
+    time = [0, 1, 2, 3, 4, 5, 6, 7, 80, 99]  # most events in the first tenth of the time
+    got = split.global_time(make([0] * 10, [0] * 10, time), valid=0.2, test=0.1, of="time")
+    assert got.part.tolist() == [TRAIN] * 8 + [VALID, TEST]
+    assert (got.params["valid_from"], got.params["test_from"]) == (80, 99)
+    with pytest.raises(ConfigError, match="did you mean 'time'"):
+        split.global_time(make([0] * 10, [0] * 10, time), of="times")  # type: ignore[arg-type]
+
+
 def test_global_time_refusals():
     with pytest.raises(SplitError, match="without times"):
         split.global_time(make([0, 1], [0, 0]))

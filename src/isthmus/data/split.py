@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 
 from isthmus.data import arrow
 from isthmus.data.candidates import Candidates
-from isthmus.errors import SourceError, SplitError, nearest
+from isthmus.errors import ConfigError, SourceError, SplitError, nearest
 from isthmus.storage import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ def default(events: Events) -> Split:
     return leave_last(events) if events.time is None else global_time(events)
 
 
-def global_time(events: Events, valid: float = 0.1, test: float = 0.1, end: int | None = None) -> Split:
+def global_time(
+    events: Events, valid: float = 0.1, test: float = 0.1, end: int | None = None, of: Literal["events", "time"] = "events"
+) -> Split:
     """Two moments: train before the first, test from the second on, validation between.
 
     Events of one moment are never divided: each threshold is put between two moments, where the parts come
@@ -161,10 +163,12 @@ def global_time(events: Events, valid: float = 0.1, test: float = 0.1, end: int 
 
     Args:
         events: timed events.
-        valid, test: shares of all events; 0 for no such part.
+        valid, test: shares; 0 for no such part.
         end: the last moment the data may hold; None: the last event's.
+        of: what they are shares of: ``events``, or ``time``, from the first event to the last.
 
     Raises:
+        ConfigError: ``of`` is neither.
         SplitError: no times, events after ``end``, a part asked for comes out empty, or a domain has no
             training events.
     """
@@ -174,16 +178,25 @@ def global_time(events: Events, valid: float = 0.1, test: float = 0.1, end: int 
     moments, counts = np.unique(events.time, return_counts=True)
     if end is not None and moments[-1] > end:
         raise SplitError(f"an event at time {moments[-1]}, in the future of the split", f"times up to {end}", "drop them, or move the end")
-    before = np.append(0, np.cumsum(counts))  # events before each moment, and in all
-    first_test = int(np.abs(before - len(events.time) * (1 - test)).argmin())
-    first_valid = int(np.abs(before - len(events.time) * (1 - test - valid)).argmin()) if valid else first_test
+    if of not in ("events", "time"):
+        raise ConfigError(f"of={of!r}", "'events' or 'time'", nearest(of, ("events", "time")))
+    if of == "time":  # before each moment, and before the end of all
+        before = np.append(moments, moments[-1] + 1) - moments[0]
+    else:
+        before = np.append(0, np.cumsum(counts))
+
+    def first(share: float) -> int:
+        return int(np.abs(before - before[-1] * share).argmin())
+
+    first_test = first(1 - test)
+    first_valid = first(1 - test - valid) if valid else first_test
     part = np.full(len(events.time), TRAIN, np.uint8)
     thresholds: dict[str, int | None] = {}
-    for name, code, first in (("valid", VALID, first_valid), ("test", TEST, first_test)):
-        thresholds[f"{name}_from"] = int(moments[first]) if first < len(moments) else None
-        if first < len(moments):
-            part[events.time >= moments[first]] = code
-    params = {"valid": valid, "test": test, **thresholds, "end": int(moments[-1]) if end is None else int(end)}
+    for name, code, place in (("valid", VALID, first_valid), ("test", TEST, first_test)):
+        thresholds[f"{name}_from"] = int(moments[place]) if place < len(moments) else None
+        if place < len(moments):
+            part[events.time >= moments[place]] = code
+    params = {"valid": valid, "test": test, "of": of, **thresholds, "end": int(moments[-1]) if end is None else int(end)}
     return made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
 
 

@@ -22,6 +22,7 @@ ORIGIN = "MovieLens 1M at the GroupLens site, grouplens.org/datasets/movielens/1
 
 DOMAINS = ("genre", "gender", "age", "all")
 PEOPLE = ("gender", "age", "occupation")
+MOMENTS = ("hour", "weekday")
 FILMS = "films"  # the one domain of ``all``
 
 
@@ -32,6 +33,8 @@ def load(
     domains: Sequence[str] | None = None,
     label: Literal["rating", "click"] = "rating",
     neutral: bool = True,
+    core: int = 0,
+    moments: bool = False,
     max_users: int | None = None,
 ) -> Loaded:
     """Timed ratings (unix seconds).
@@ -42,6 +45,8 @@ def load(
         domains: those to keep, in order; None: all, sorted.
         label: ``rating`` (1 to 5), or ``click``: 1 where the rating is 4 or more.
         neutral: False drops ratings of 3, which are neither for nor against; for clicks alone.
+        core: users and films with fewer clicks (ratings of 4 or more) than so many are left out, again and again until all have them.
+        moments: context fields ``hour`` (0 to 23) and ``weekday`` (1 Monday to 7), UTC.
         max_users: so many users at most, chosen at random but always alike, with all their ratings; None: all 6,040.
 
     Returns:
@@ -69,8 +74,14 @@ def load(
             raise ConfigError(f"no ratings in {domain} {name!r}", f"one of {', '.join(found)}", nearest(name, found))
     if domains is not None:
         frame = frame.filter(pl.col("domain").is_null() | pl.col("domain").is_in(list(domains)))
-    before = len(frame)
-    frame = frame if neutral else frame.filter(pl.col("rating") != 3)
+    dropped = {f"ratings without a {domain}": unknown} if unknown else {}
+    if core:
+        dropped[f"ratings outside the {core}-core"] = len(frame) - len(frame := _core(frame, core))
+    if not neutral:
+        dropped["ratings of 3"] = len(frame) - len(frame := frame.filter(pl.col("rating") != 3))
+    if moments:
+        when = pl.from_epoch("time", time_unit="s")
+        frame = frame.with_columns(hour=when.dt.hour().cast(pl.String), weekday=when.dt.weekday().cast(pl.String))
     value = pl.col("rating") >= 4 if label == "click" else pl.col("rating")
     events = read_events(
         frame.drop_nulls("domain").with_columns(label=value.cast(pl.Float32)),
@@ -80,6 +91,7 @@ def load(
         time="time",
         label="label",
         label_kind=label,
+        context=MOMENTS if moments else (),
         domains=None if domains is None else tuple(domains),
         users=users.with_columns(pl.col("age").cast(pl.String), pl.col("occupation").cast(pl.String)),
         user_id="user",
@@ -88,11 +100,24 @@ def load(
         item_id="item",
         item_fields=(Field("genres", "multi"), "release_year"),
     )
-    if not neutral:
-        events.dropped["ratings of 3"] = before - len(frame)
-    if unknown:
-        events.dropped[f"ratings without a {domain}"] = unknown
+    events.dropped.update(dropped)
     return Loaded(events)
+
+
+def _core(ratings: pl.DataFrame, least: int) -> pl.DataFrame:
+    """The ratings of users and films that have so many clicks among these very ratings.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    rows = -1
+    while len(ratings) != rows:
+        rows = len(ratings)
+        clicks = (pl.col("rating") >= 4).sum()
+        ratings = ratings.filter((clicks.over("user") >= least) & (clicks.over("item") >= least))
+    if not rows:
+        raise ConfigError(f"core={least}: no ratings are left", "a smaller number", "5 is usual")
+    return ratings
 
 
 def _of_some_users(ratings: pl.DataFrame, most: int) -> pl.DataFrame:
