@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from _peers import RECHUB, Part, endless, install
 from isthmus.allocator import keep_blocks
 from isthmus.batch import Needs
 from isthmus.data import split
@@ -51,8 +52,6 @@ from isthmus.run import build
 from isthmus.schema import Field
 from isthmus.task import get_task
 
-PEERS = Path(__file__).parent / ".peers"
-RECHUB = ("torch-rechub==0.9.0", "tqdm")
 RAY = ("ray==2.52.0", "msgpack", "requests", "urllib3", "certifi", "idna", "charset-normalizer", "jsonschema", "jsonschema-specifications")
 RAY += ("referencing", "rpds-py", "attrs")
 FUXICTR = ("fuxictr==2.3.10", "h5py", "pyyaml", "tqdm", *RAY)  # it imports ray, although nothing of ray runs here
@@ -192,41 +191,6 @@ def bare(columns: dict[str, np.ndarray], sizes: dict[str, int]) -> Run:
                 optimiser.step()
 
     return lambda steps: timed(steps, lambda: train(steps))
-
-
-class Part:
-    """The next batches of a loader, epoch after epoch, as a loader of their own."""
-
-    def __init__(self, stream: Iterator[Any], steps: int) -> None:
-        self.stream, self.steps = stream, steps
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self.stream, self.steps)
-
-    def __len__(self) -> int:
-        return self.steps
-
-
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """A loader's epochs, one after the other."""
-    while True:
-        yield from loader
-
-
-def install(folder: str, packages: tuple[str, ...]) -> None:
-    """Puts a peer into ``benchmarks/.peers``, if it is not there.
-
-    Raises:
-        ImportError: it cannot be installed.
-    """
-    if not (PEERS / folder).exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), *packages]
-        done = subprocess.run(command, capture_output=True, check=False, text=True)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
-            raise ImportError((lines or ["pip failed"])[0])
-    if str(PEERS) not in sys.path:
-        sys.path.insert(0, str(PEERS))
 
 
 def rechub(columns: dict[str, np.ndarray], sizes: dict[str, int], folder: Path) -> Run:

@@ -14,11 +14,10 @@ import contextlib
 import io
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from _peers import RECHUB, Part, endless, install
 from isthmus.data import split
 from isthmus.data.batches import Plan, batches
 from isthmus.data.dataset import Dataset
@@ -39,7 +39,6 @@ from isthmus.run import build
 from isthmus.schema import Field
 from isthmus.task import retrieval_loss
 
-PEER, PEERS = "torch-rechub==0.9.0", Path(__file__).parent / ".peers"
 BATCH, DIM, BAR = 1024, 64, 27.0
 USER_FIELDS, ITEM_FIELDS = {"city": 200, "os": 20}, {"category": 5_000, "brand": 1_000}
 
@@ -162,11 +161,10 @@ def bare(columns: dict[str, np.ndarray], sizes: dict[str, int]) -> Callable[[int
 
 def peer(columns: dict[str, np.ndarray], sizes: dict[str, int]) -> Callable[[int], float] | None:
     """torch-rechub's DSSM with in-batch negatives, through its own loader and trainer; None when it cannot be had."""
-    if not (PEERS / "torch_rechub").exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), PEER, "tqdm"]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            return None
-    sys.path.insert(0, str(PEERS))
+    try:
+        install("torch_rechub", RECHUB)
+    except ImportError:
+        return None
     from torch_rechub.basic.features import SparseFeature  # pyright: ignore
     from torch_rechub.models.matching import DSSM  # pyright: ignore
     from torch_rechub.trainers import MatchTrainer  # pyright: ignore
@@ -179,23 +177,12 @@ def peer(columns: dict[str, np.ndarray], sizes: dict[str, int]) -> Callable[[int
     few = [{name: columns[name][:9] for name in names[i : i + 3]} for i in (0, 3)]
     generator = MatchDataGenerator(columns, np.zeros(len(columns["user"]), np.int64))
     loader, _, _ = generator.generate_dataloader(*few, batch_size=BATCH, num_workers=0)
-    stream = iter(loader)
+    stream = endless(loader)
 
     def run(steps: int) -> float:
-        def some() -> Iterator[Any]:
-            for _ in range(steps):
-                yield next(stream)
-
-        class Part:
-            def __iter__(self) -> Iterator[Any]:
-                return some()
-
-            def __len__(self) -> int:
-                return steps
-
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            trainer.train_one_epoch(Part())
+            trainer.train_one_epoch(Part(stream, steps))
         return steps * BATCH / (time.perf_counter() - start)
 
     return run
