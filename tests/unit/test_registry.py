@@ -68,7 +68,11 @@ def test_private_files_are_unknown(animals: Registry) -> None:
             "unknown network 'pl'\n  expected: the name of a file in isthmus/layers/networks\n  to do: did you mean 'ple'?",
         ),
         (metrics.get, "ndgc@10", "unknown metric 'ndgc@10'\n  expected: one of auc, calibration_error, coverage, .*did you mean 'ndcg'?"),
-        (sources.get_source, "xmrek", "unknown source 'xmrek'\n  expected: one of amazon14, ciao, douban, .*did you mean 'xmrec'?"),
+        (
+            sources.get_source,
+            "xmrek",
+            "unknown source 'xmrek'\n  expected: one of amazon14, amazon18, ciao, .*did you mean 'xmrec'?",
+        ),
     ],
 )
 def test_what_an_unknown_name_is_told(find: object, name: str, message: str) -> None:
