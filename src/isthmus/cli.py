@@ -136,7 +136,7 @@ def fit(
     data: Annotated[Path, typer.Argument(help="A folder made by `isthmus prepare`.")],
     out: Out,
     model: Annotated[str, typer.Option("--model", "-m", help="A model's name; `isthmus models` lists them.")] = "mmoe",
-    task: Annotated[str | None, typer.Option(help="ctr, rating or retrieval; default by the labels and what the model can do.")] = None,
+    task: Annotated[str | None, typer.Option(help="ctr, rating, retrieval, next_item; default: by labels and model.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

@@ -74,7 +74,7 @@ class Model(nn.Module, ABC):
 
     needs: ClassVar[Needs] = Needs()
     paper: ClassVar[str] = ""
-    tasks: ClassVar[tuple[str, ...]] = ("ctr", "rating", "retrieval")
+    tasks: ClassVar[tuple[str, ...]] = ("ctr", "rating", "retrieval", "next_item")
     shallow: ClassVar[bool] = False
     args: dict[str, Any]
 

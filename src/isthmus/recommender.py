@@ -43,7 +43,7 @@ class Recommender:
     Args:
         model: a model's name (``isthmus models`` lists them).
         folder: where the data set and the run are kept; a temporary folder by default.
-        task: ``ctr``, ``rating`` or ``retrieval``; by default what the labels suggest.
+        task: ``ctr``, ``rating``, ``retrieval`` or ``next_item``; by default what the labels suggest.
         fit: settings of ``How`` (epochs, lr, seed, ...).
         args: the model's own hyper-parameters.
 

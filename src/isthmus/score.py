@@ -1,10 +1,10 @@
 """``score``: a fitted model and a part of the data -> ``Scores``, the table that everything after reads.
 
 Rows of ctr and rating tasks are scored one by one.  Ranked tasks ask one query per user and domain of the part, as of
-her first event there, and rank
+her first event there, or one per event, as of its own moment (``Task.each``), and rank
 
 - the lists given with the data, exactly as they are (kind ``lists``), where there are any;
-- else the domain's whole catalogue but what the user has seen in earlier parts (kind ``full``): the rank of every
+- else the domain's whole catalogue but what the user has seen in earlier parts, and before the event (kind ``full``): the rank of every
   relevant item is exact, and the first k places are kept;
 - a few sampled items, only when asked for (kind ``sampled``).
 
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from isthmus.data.batches import Plan, batches_with_rows, query_batch, take_context
-from isthmus.data.queries import Queries, given_lists, relevant_items, sampled_lists, seen_items
-from isthmus.data.segments import Segments, places
+from isthmus.data.queries import Each, Queries, chosen_before, given_lists, relevant_items, sampled_lists, seen_items
+from isthmus.data.segments import places
 from isthmus.data.split import COLD_USERS
 from isthmus.errors import ConfigError, DataError, nearest
 from isthmus.how import How
@@ -95,7 +95,7 @@ def score(
     chosen = tuple(known) if domains is None else tuple(sorted(set(domains)))
     if not set(chosen) <= set(known):
         raise ConfigError(f"domain indices {chosen}", f"0 to {len(known) - 1}", "see schema.domain_names")
-    work = _Work(model, dataset, part, how, how.crosses(len(known)), catalogue or part, k, limit)
+    work = _Work(model, dataset, part, how, how.crosses(len(known)), catalogue or part, k, limit, task.each)
     with scoring(model):
         if not task.ranked:
             bounds = dataset.schema.rating_range if task.name == "rating" else None
@@ -106,9 +106,9 @@ def score(
             sizes = {dataset.schema.domain_names[d]: len(dataset.catalogue(d, work.catalogue)) for d in chosen}
             return Scores(_finished(dataset, blocks), kind, task.name, part, catalogue=sizes, places=k)
         if kind == "lists":
-            found = (given_lists(dataset, part, d) for d in chosen)
+            found = (given_lists(dataset, part, d, task.each) for d in chosen)
         else:
-            found = (sampled_lists(dataset, part, d, sampled, SEED) for d in chosen)
+            found = (sampled_lists(dataset, part, d, sampled, SEED, task.each) for d in chosen)
         blocks = chain.from_iterable(_lists(work, queries.limited(limit)) for queries in found)
         lists = _list_names(dataset, part, kind, sampled, chosen)
         return Scores(_finished(dataset, blocks), kind, task.name, part, lists)
@@ -126,6 +126,7 @@ class _Work:
     catalogue: str
     k: int
     limit: int | None
+    each: Each
 
     def batch(self, queries: Queries, item: np.ndarray) -> Batch:
         """Queries with (Q, C) candidates."""
@@ -179,13 +180,15 @@ def _lists(work: _Work, queries: Queries) -> Iterator[dict[str, np.ndarray]]:
 
 def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
     """Columns of full rankings: the first k places of each query and its relevant items, block by block."""
-    queries = relevant_items(work.dataset, work.part, domain).limited(work.limit)
+    queries = relevant_items(work.dataset, work.part, domain, work.each).limited(work.limit)
     if not len(queries):
         return
     catalogue, seen = work.dataset.catalogue(domain, work.catalogue).astype(np.int64), seen_items(work.dataset, work.part, domain)
+    before = chosen_before(work.dataset, work.part, queries) if work.each == "event" else None
     scorer = _catalogue_scorer(work, domain, catalogue)
     for block in queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue))))):
-        yield _ranking(work, block, catalogue, seen, scorer(block))
+        hidden = [seen.gather(block.user), *([] if before is None else [before.gather(block.group)])]
+        yield _ranking(work, block, catalogue, hidden, scorer(block))
 
 
 def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callable[[Queries], Tensor]:
@@ -207,15 +210,20 @@ def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callab
     return scorer
 
 
-def _ranking(work: _Work, block: Queries, catalogue: np.ndarray, seen: Segments, scores: Tensor) -> dict[str, np.ndarray]:
-    """Columns of one block from its scores (Q, n), which are overwritten: each query's kept items, best first."""
+def _ranking(
+    work: _Work, block: Queries, catalogue: np.ndarray, hidden: list[tuple[np.ndarray, np.ndarray]], scores: Tensor
+) -> dict[str, np.ndarray]:
+    """Columns of one block from its scores (Q, n), which are overwritten: each query's kept items, best first.
+
+    Hidden are pairs of items and queries of the block: what a user has chosen before.
+    """
     query = np.repeat(np.arange(len(block)), np.diff(block.offsets))
     column, there = places(catalogue, block.item)
     at = _pair(scores, query[there], column[there])
     held = scores[at]
-    hide, hider = seen.gather(block.user)
-    place, known = places(catalogue, hide)
-    scores[_pair(scores, hider[known], place[known])] = -torch.inf
+    for hide, hider in hidden:
+        place, known = places(catalogue, hide)
+        scores[_pair(scores, hider[known], place[known])] = -torch.inf
     scores[at] = held  # seen before, but relevant now: not hidden
     rank, tied, value = np.full(len(query), np.inf), np.ones(len(query), np.int64), np.full(len(query), WORST, np.float32)
     rank[there], tied[there], value[there] = (t.cpu().numpy() for t in (*ranks(scores, *at), held))
@@ -242,10 +250,10 @@ def _pair(scores: Tensor, query: np.ndarray, column: np.ndarray) -> tuple[Tensor
 def _columns(
     dataset: Dataset, block: Queries, query: np.ndarray, item: np.ndarray, row: np.ndarray, label: np.ndarray, **values: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Columns of ranked items; ``query`` is a position in the block.  A query has the same group in every scoring of a data set."""
+    """Columns of ranked items; ``query`` is a position in the block."""
     user = block.user[query]
     domain = np.full(len(query), block.domain)
-    columns = {"row": row, "group": dataset.key(block.domain, user), "user": user, "item": item, "domain": domain, "label": label}
+    columns = {"row": row, "group": block.group[query], "user": user, "item": item, "domain": domain, "label": label}
     return columns | values | {"relevant": block.relevant[query]}
 
 

@@ -43,7 +43,7 @@ class Scores:
         frame: one line per scored item, with columns
 
             - ``row``: row of the event in the events, -1 for items that stand for no event;
-            - ``group``: what is ranked together: the query (one per user and domain) of ranked tasks, else the user;
+            - ``group``: what is ranked together: the query of ranked tasks (a user of a domain, or an event), else the user;
             - ``user``, ``item``: codes (any ids in scores from elsewhere); ``domain``: name;
             - ``label``: 0/1, or the rating; in ranked tasks 1 for the relevant;
             - ``score``: higher is better; the logit of a click, or the rating itself;

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from isthmus.batch import Batch
+from isthmus.data.queries import Each
 from isthmus.errors import ConfigError, nearest
 from isthmus.layers import losses
 from isthmus.model import Loss, Model, Retriever
@@ -19,13 +20,15 @@ class Task:
     """One job.
 
     Attributes:
-        name: ``ctr``, ``rating`` or ``retrieval``.
+        name: ``ctr``, ``rating``, ``retrieval`` or ``next_item``.
         labels: label kinds it can learn from.
         loss: (model, batch) -> named scalar terms.
         ranked: candidates are ranked against each other (metrics per query, negatives in training);
             otherwise each logged row is judged by its own label.
         metrics: what ``measure`` computes by default; the first one is watched for early stopping.
         negatives: sampled negatives per positive in training, by default.
+        each: what is a question where candidates are ranked: a ``user`` of a domain, for all that she chooses in the part judged, or every
+            ``event``, as of its own moment.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Task:
     ranked: bool
     metrics: tuple[str, ...]
     negatives: int = 0
+    each: Each = "user"
 
     def with_absolute_error(self, weight: float) -> Task:
         """This task, with the absolute error beside the squared one: predictions move from the mean towards the median.
@@ -93,6 +97,15 @@ TASKS: dict[str, Task] = {
             True,
             ("ndcg@10", "recall@10", "hit_rate@10", "mrr", "recall@50"),
             negatives=64,
+        ),
+        Task(
+            "next_item",
+            ("implicit", "click", "rating"),
+            retrieval_loss,
+            True,
+            ("ndcg@10", "hit_rate@10", "mrr", "hit_rate@50"),
+            negatives=64,
+            each="event",
         ),
     )
 }

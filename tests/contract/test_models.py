@@ -32,7 +32,7 @@ from isthmus.run import build
 from isthmus.task import TASKS, default_task
 
 NAMES = sorted(available())
-JOBS = [(name, task) for name in NAMES for task in get_model(name).tasks]
+JOBS = [(name, task) for name in NAMES for task in get_model(name).tasks if task != "next_item"]  # trained as retrieval is
 EVERYTHING = Needs(history=True, cross_history=True, behaviour=True, history_time=True, history_label=True, context=True)
 READS = {  # what a model that does not declare the need must leave alone
     "history": ("history", "history_time", "history_behaviour", "history_label"),

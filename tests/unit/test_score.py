@@ -35,7 +35,7 @@ from isthmus.schema import Schema
 from isthmus.score import Scores, score
 from isthmus.task import get_task
 
-RETRIEVAL = get_task("retrieval")
+RETRIEVAL, NEXT = get_task("retrieval"), get_task("next_item")
 
 
 class Dot(Retriever):
@@ -288,6 +288,73 @@ class TestMoments:
         data = made(log(self.ROWS, "time"), self.PARTS, tmp_path)
         found = named(score(Recent(data.schema), data, "test", task=RETRIEVAL, how=How(history_length=2)), data)
         assert found.filter(pl.col("user") == "p")["score"].unique().to_list() == [102.0]
+
+
+class TestEveryEvent:
+    """The task ``next_item``: a question for every event, as of its own moment."""
+
+    @settings(max_examples=12, deadline=None)
+    @forall(seed=st.integers(0, 10**6), asked=st.sampled_from(["valid", "test"]))
+    def test_ranks_equal_brute_force(self, tmp_path_factory: pytest.TempPathFactory, seed: int, asked: str) -> None:
+        events, part = random_log(seed)
+        time = np.random.default_rng(seed).integers(0, 9, len(part)) + 10 * np.array([("train", "valid", "test").index(p) for p in part])
+        frame = events.frame().with_columns(time=time)
+        events = read_events(frame, user="user", item="item", domain="domain", time="time")
+        data = made(events, part, tmp_path_factory.mktemp("world"))
+        model = Dot(data.schema)
+        scores = score(model, data, asked, task=NEXT, k=4)
+        rows = list(zip(events.frame().select("user", "item", "domain", "time").iter_rows(), part, strict=True))
+        code = {name: getattr(data, f"{name}_vocabulary") for name in ("user", "item")}
+        vector = {name: lambda one, name=name: getattr(model, name)[int(code[name].encode(pl.Series([one]))[0])] for name in code}
+        before = {"valid": ["train"], "test": ["train", "valid"]}[asked]
+        expected = {}
+        for row, ((user, item, domain, when), p) in enumerate(rows):
+            if p != asked:
+                continue
+            mine = [(i, t, q) for (u, i, d, t), q in rows if (u, d) == (user, domain)]
+            hidden = {i for i, t, q in mine if q in before or (q == asked and t < when)} - {item}
+            shown = {i for (_, i, d, _), q in rows if d == domain and q in (*before, asked)} - hidden
+            value = {i: float(vector["user"](user) @ vector["item"](i)) * (1 + (domain == "y")) for i in shown}
+            above, equal = (sum(compare(v, value[item]) for v in value.values()) for compare in (operator.gt, operator.eq))
+            expected[row] = (item, above + (equal + 1) / 2, equal, 1)
+        relevant = named(scores, data).filter(pl.col("label") == 1)
+        assert {r["row"]: (r["item"], r["rank"], r["tied"], r["relevant"]) for r in relevant.iter_rows(named=True)} == expected
+        assert relevant["group"].to_list() == relevant["row"].to_list()
+
+    def test_histories_end_at_each_event(self, tmp_path: Path) -> None:
+        data = made(log(TestMoments.ROWS, "time"), TestMoments.PARTS, tmp_path)
+        found = named(score(Recent(data.schema), data, "test", task=NEXT), data).filter(pl.col("label") == 1)
+        assert dict(found.select("item", "score").iter_rows()) == {"e": 103.0, "a": 104.0, "b": 101.0}
+
+    def test_lists_find_their_events(self, tmp_path: Path) -> None:
+        events = log(TestMoments.ROWS, "time")
+        given = {("p", "x"): ("cae", "a"), ("q", "x"): ("bd", "b")}
+        lists = TestLists().lists(events, given)
+        data = made(events, TestMoments.PARTS, tmp_path, {"test": lists})
+        found = named(score(Recent(data.schema), data, "test", task=NEXT), data)
+        assert found.select("user", "item", "label", "row", "score").rows() == [
+            *(("p", "c", 0, -1, 104.0), ("p", "a", 1, 7, 104.0), ("p", "e", 0, -1, 104.0)),
+            *(("q", "b", 1, 8, 101.0), ("q", "d", 0, -1, 101.0)),
+        ]
+        wrong = made(events, TestMoments.PARTS, tmp_path / "wrong", {"test": TestLists().lists(events, {("p", "x"): ("ca", "c")})})
+        with pytest.raises(DataError, match="1 lists in 'x' for choices that are no events"):
+            score(Recent(wrong.schema), wrong, "test", task=NEXT)
+
+    def test_sampled_lists_are_an_events_own(self, tmp_path: Path) -> None:
+        events, part = random_log(4)
+        data = made(events, part, tmp_path)
+        found = named(score(Dot(data.schema), data, "test", task=NEXT, candidates="sampled", sampled=2), data)
+        assert found["group"].n_unique() == part.count("test")
+        for _, query in found.group_by("group"):
+            assert query["label"].to_list().count(1) == 1
+            assert query["item"].n_unique() == 3
+
+    def test_a_limit_takes_events(self, tmp_path: Path) -> None:
+        data = made(*random_log(3), tmp_path)
+        both = score(Dot(data.schema), data, "test", task=NEXT, k=3)
+        limited = score(Dot(data.schema), data, "test", task=NEXT, k=3, limit=2)
+        assert limited.frame.select("domain", "group").unique().group_by("domain").len()["len"].to_list() == [2, 2]
+        assert limited.frame.join(both.frame, on=both.frame.columns, how="semi").height == limited.frame.height
 
 
 class TestLists:

@@ -1,14 +1,14 @@
 """Queries: who is asked about, when, and which items are right; and the lists of items that answer them.
 
 A query is a user in a domain of a part, asked at the moment of her first event there; all items of her positive
-events there are relevant.
+events there are relevant.  Or (``each="event"``) a positive event of the part, asked at its own moment; its item alone is relevant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
 EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
+Each = Literal["user", "event"]
 TRIES = 100  # rounds of drawing again before sampled items are declared not to exist
 
 
@@ -30,8 +31,10 @@ class Queries:
 
     Attributes:
         domain: its index.
-        user: (Q,) int64 user codes; ascending where every user has one query.
-        first: (Q,) int64 position in the part of the user's first event there, which gives the moment and the context.
+        group: (Q,) int64 what tells queries apart, the same in every scoring of a data set.
+        user: (Q,) int64 user codes; ascending where they were not given otherwise.
+        first: (Q,) int64 position in the part of the event that gives the moment and the context: the user's first one there, or the
+            query's own.
         offsets: (Q + 1,) int64.
         item: flat int64 item codes.
         label: flat float32, 1 for the relevant.
@@ -40,6 +43,7 @@ class Queries:
     """
 
     domain: int
+    group: np.ndarray
     user: np.ndarray
     first: np.ndarray
     offsets: np.ndarray
@@ -57,7 +61,7 @@ class Queries:
         offsets = np.concatenate([[0], np.cumsum(length)])
         flat = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], length)
         columns = (self.item[flat], self.label[flat], self.row[flat])
-        return type(self)(self.domain, self.user[chosen], self.first[chosen], offsets, *columns, self.relevant[chosen])
+        return type(self)(self.domain, self.group[chosen], self.user[chosen], self.first[chosen], offsets, *columns, self.relevant[chosen])
 
     def limited(self, most: int | None) -> Self:
         """At most so many queries, chosen at random but always alike; None: all."""
@@ -78,8 +82,10 @@ class Queries:
         return item, real
 
 
-def relevant_items(dataset: Dataset, part: str, domain: int) -> Queries:
+def relevant_items(dataset: Dataset, part: str, domain: int, each: Each = "user") -> Queries:
     """The queries of a part, each with its relevant items in order of their codes."""
+    if each == "event":
+        return _events(dataset, part, domain)
     rows = dataset.part(part)
     own = rows.of(domain)
     place = own.start + np.flatnonzero(rows.positive(dataset.schema.label, own))
@@ -98,7 +104,20 @@ def relevant_items(dataset: Dataset, part: str, domain: int) -> Queries:
     first = own.start + by_time[np.searchsorted(whole_user[by_time], users)]
     offsets = np.append(query_start, int(new.sum())).astype(np.int64)
     ones = np.ones(int(new.sum()), np.float32)
-    return Queries(domain, users, first, offsets, item[new], ones, rows.row.take(place[new]).astype(np.int64), np.diff(offsets))
+    row, group = rows.row.take(place[new]).astype(np.int64), dataset.key(domain, users)
+    return Queries(domain, group, users, first, offsets, item[new], ones, row, np.diff(offsets))
+
+
+def _events(dataset: Dataset, part: str, domain: int) -> Queries:
+    """A query for each positive event, by user and in order of time."""
+    rows = dataset.part(part)
+    own = rows.of(domain)
+    place = own.start + np.flatnonzero(rows.positive(dataset.schema.label, own))
+    time = np.zeros(len(place), np.int64) if rows.time is None else rows.time.take(place)
+    place = place[np.lexsort((place, time, rows.user.take(place)))]
+    user, item, row = (column.take(place).astype(np.int64) for column in (rows.user, rows.item, rows.row))
+    one = np.ones(len(place), np.int64)
+    return Queries(domain, row, user, place, np.arange(len(place) + 1), item, one.astype(np.float32), row, one)
 
 
 def seen_items(dataset: Dataset, part: str, domain: int) -> Segments:
@@ -113,31 +132,59 @@ def seen_items(dataset: Dataset, part: str, domain: int) -> Segments:
     return Segments.build(np.concatenate(users), np.concatenate(items))
 
 
-def given_lists(dataset: Dataset, part: str, domain: int) -> Queries:
+def chosen_before(dataset: Dataset, part: str, queries: Queries) -> Segments:
+    """By group, the items of the user's positive events in the part's domain before the query's moment; untimed data have none."""
+    rows = dataset.part(part)
+    if rows.time is None:
+        return Segments.build(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    own = rows.of(queries.domain)
+    place = own.start + np.flatnonzero(rows.positive(dataset.schema.label, own))
+    user, item, moments = rows.user.take(place).astype(np.int64), rows.item.take(place), np.unique(rows.time[own])
+
+    def key(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        return user * len(moments) + np.searchsorted(moments, time)
+
+    order = np.argsort(when := key(user, rows.time.take(place)), kind="stable")
+    begin = np.searchsorted(user[order], queries.user)
+    end = np.searchsorted(when[order], key(queries.user, rows.time.take(queries.first)))
+    length = end - begin
+    flat = np.arange(length.sum()) + np.repeat(begin - (np.cumsum(length) - length), length)
+    return Segments.build(np.repeat(queries.group, length), item[order][flat])
+
+
+def given_lists(dataset: Dataset, part: str, domain: int, each: Each = "user") -> Queries:
     """The lists given with the data, exactly as they are.
 
+    Of queries by event a list is its user's who chose its first relevant item.
+
     Raises:
-        DataError: there are none, or a list is for a user without events in this part and domain.
+        DataError: there are none, or a list is for a user, or an event, that this part and domain do not have.
     """
     given = dataset.candidates(part)
     if given is None:
         raise DataError(f"no lists for part {part!r}", "candidates given with the split", 'rank the whole catalogue: candidates="full"')
-    right = relevant_items(dataset, part, domain)
+    right = relevant_items(dataset, part, domain, each)
     chosen = np.flatnonzero(given.domain == domain)
     user, length = given.user[chosen].astype(np.int64), np.diff(given.offsets)[chosen]
-    query = np.searchsorted(right.user, user)
-    known = right.user.take(query, mode="clip") == user if len(right) else np.zeros(len(user), bool)
-    if not known.all():
-        came = f"{int((~known).sum()):,} lists in {dataset.schema.domain_names[domain]!r} for users without events in part {part!r}"
-        raise DataError(came, "lists of users with events there", "drop these lists")
     offsets = np.concatenate([[0], np.cumsum(length)])
     flat = np.arange(offsets[-1]) + np.repeat(given.offsets[:-1][chosen] - offsets[:-1], length)
     item, label = given.item[flat].astype(np.int64), given.label[flat].astype(np.float32)
+    asked, wanted = right.user, user
+    if each == "event":
+        asked, wanted = asked << 31 | right.item, user << 31 | _first_relevant(offsets, item, label)
+    order = np.argsort(asked, kind="stable")
+    place = np.searchsorted(asked[order], wanted)
+    known = asked[order].take(place, mode="clip") == wanted if len(right) else np.zeros(len(user), bool)
+    if not known.all():
+        who = "users without events" if each == "user" else "choices that are no events"
+        came = f"{int((~known).sum()):,} lists in {dataset.schema.domain_names[domain]!r} for {who} in part {part!r}"
+        raise DataError(came, "lists of users with events there", "drop these lists")
+    query = order[place]
     row = np.where(label > 0, _rows_of(right, np.repeat(query, length), item), -1)
-    return Queries(domain, user, right.first[query], offsets, item, label, row, right.relevant[query])
+    return Queries(domain, right.group[query], user, right.first[query], offsets, item, label, row, right.relevant[query])
 
 
-def sampled_lists(dataset: Dataset, part: str, domain: int, n: int, seed: int) -> Queries:
+def sampled_lists(dataset: Dataset, part: str, domain: int, n: int, seed: int, each: Each = "user") -> Queries:
     """Each query's relevant items followed by n others, uniform without replacement from the domain's catalogue.
 
     Left out are the items that the user has seen in earlier parts.  The draw depends on the seed and domain alone.
@@ -145,7 +192,7 @@ def sampled_lists(dataset: Dataset, part: str, domain: int, n: int, seed: int) -
     Raises:
         ConfigError: the catalogue does not have n such items for some user.
     """
-    right, catalogue = relevant_items(dataset, part, domain), dataset.catalogue(domain, part)
+    right, catalogue = relevant_items(dataset, part, domain, each), dataset.catalogue(domain, part)
     seen = seen_items(dataset, part, domain)
     query = np.repeat(np.arange(len(right)), np.diff(right.offsets))
     wrong = Segments.build(query, right.item)
@@ -167,7 +214,15 @@ def sampled_lists(dataset: Dataset, part: str, domain: int, n: int, seed: int) -
     is_right[np.arange(len(right.item)) + n * query] = True
     item, row = np.zeros(len(is_right), np.int64), np.full(len(is_right), -1)
     item[is_right], item[~is_right], row[is_right] = right.item, drawn.ravel(), right.row
-    return Queries(domain, right.user, right.first, offsets, item, is_right.astype(np.float32), row, right.relevant)
+    return Queries(domain, right.group, right.user, right.first, offsets, item, is_right.astype(np.float32), row, right.relevant)
+
+
+def _first_relevant(offsets: np.ndarray, item: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The first relevant item of each list; 0 where there is none."""
+    found = np.zeros(len(offsets) - 1, np.int64)
+    place = np.flatnonzero(label > 0)[::-1]
+    found[np.searchsorted(offsets, place, side="right") - 1] = item[place]
+    return found
 
 
 def _rows_of(right: Queries, query: np.ndarray, item: np.ndarray) -> np.ndarray:

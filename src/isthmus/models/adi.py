@@ -70,7 +70,7 @@ class ADI(Retriever):
 
     needs: ClassVar[Needs] = NEEDS
     paper: ClassVar[str] = "Jiang et al., Adaptive Domain Interest Network for Multi-domain Recommendation, CIKM 2022"
-    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval", "next_item")
 
     def __init__(
         self,

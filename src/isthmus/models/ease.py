@@ -35,7 +35,7 @@ class Ease(Model):
 
     needs: ClassVar[Needs] = Needs(history=True, cross_history=True, whole_history=True)
     paper: ClassVar[str] = "Embarrassingly Shallow Autoencoders for Sparse Data (Steck, WWW 2019)"
-    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval", "next_item")
     shallow: ClassVar[bool] = True
 
     def __init__(self, schema: Schema, *, l2: float = 500.0, across: bool = False, max_items: int = 20_000) -> None:

@@ -34,7 +34,7 @@ class ItemKnn(Model):
 
     needs: ClassVar[Needs] = Needs(history=True, cross_history=True, whole_history=True)
     paper: ClassVar[str] = "Item-Based Top-N Recommendation Algorithms (Deshpande and Karypis, TOIS 2004)"
-    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval", "next_item")
     shallow: ClassVar[bool] = True
 
     def __init__(self, schema: Schema, *, k: int = 0, shrink: float = 10.0, across: bool = False, max_items: int = 20_000) -> None:

@@ -46,7 +46,7 @@ class MF(Retriever):
 
     needs: ClassVar[Needs] = Needs()
     paper: ClassVar[str] = "Collaborative Filtering for Implicit Feedback Datasets (Hu, Koren, Volinsky, ICDM 2008)"
-    tasks: ClassVar[tuple[str, ...]] = ("rating", "retrieval")
+    tasks: ClassVar[tuple[str, ...]] = ("rating", "retrieval", "next_item")
     shallow: ClassVar[bool] = True
     mean: Tensor
 

@@ -46,7 +46,7 @@ class TwoTower(Retriever):
 
     needs: ClassVar[Needs] = NEEDS
     paper: ClassVar[str] = "Huang et al., Deep Structured Semantic Models, CIKM 2013; networks of six papers"
-    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval", "next_item")
 
     def __init__(
         self,
