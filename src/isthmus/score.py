@@ -184,10 +184,10 @@ def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
     if not len(queries):
         return
     catalogue, seen = work.dataset.catalogue(domain, work.catalogue).astype(np.int64), seen_items(work.dataset, work.part, domain)
-    before = chosen_before(work.dataset, work.part, queries) if work.each == "event" else None
+    before = chosen_before(work.dataset, work.part, queries)
     scorer = _catalogue_scorer(work, domain, catalogue)
     for block in queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue))))):
-        hidden = [seen.gather(block.user), *([] if before is None else [before.gather(block.group)])]
+        hidden = [seen.gather(block.user), before.gather(block.group)]
         yield _ranking(work, block, catalogue, hidden, scorer(block))
 
 

@@ -133,7 +133,10 @@ def seen_items(dataset: Dataset, part: str, domain: int) -> Segments:
 
 
 def chosen_before(dataset: Dataset, part: str, queries: Queries) -> Segments:
-    """By group, the items of the user's positive events in the part's domain before the query's moment; untimed data have none."""
+    """By group, the items of the user's positive events in the part's domain before the query's moment.
+
+    None where a query is a user, asked before all of them, and in untimed data.
+    """
     rows = dataset.part(part)
     if rows.time is None:
         return Segments.build(np.zeros(0, np.int64), np.zeros(0, np.int64))

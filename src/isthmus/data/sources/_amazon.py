@@ -56,62 +56,96 @@ class Year:
         return {"ratings": self.ratings, "5-core": self.core, "parquet": PARQUET}
 
 
-def load(
-    year: Year,
-    path: str | Path | None,
-    *,
-    domains: Sequence[str] | str,
-    core: bool | None,
-    label: Literal["rating", "click", "implicit"],
-    click_at: float,
-    min_user_events: int,
-    common_users: bool,
-    overlap: float | None,
-    seed: int,
-    metadata: bool,
-    timed: bool,
-    ordered: bool,
-) -> Loaded:
-    """Reads one release; the arguments are explained at ``amazon14.load``."""
-    if label not in LABELS:
-        raise ConfigError(f"label={label!r}", f"one of {LABELS}", nearest(str(label), LABELS))
-    if not 1 < click_at <= 5:
-        raise ConfigError(f"click_at={click_at}", "above 1, at most 5", "5.0 takes the best ratings alone")
-    if overlap is not None and not 0 <= overlap <= 1:
-        raise ConfigError(f"overlap={overlap}", "a share from 0 to 1", "0 gives every domain users of its own")
-    if ordered and not timed:
-        raise ConfigError("ordered=True with timed=False", "times: the order comes from them", "leave one of the two out")
-    folder = find_folder(path, year.names, year.origin)
-    names, kind = _chosen(year, folder, domains, core)
-    if kind == "parquet" and label != "implicit":
-        raise ConfigError(f"label={label!r} for {folder}, whose files have no ratings", "label='implicit'", "or get the ratings")
-    rows = pl.concat([_read(year, folder, name, kind) for name in names])
-    needed = ["user", "item", *(["rating"] if kind != "parquet" else []), *(["time"] if timed else [])]
-    frame, dropped = _clean(rows, needed, min_user_events, names if common_users else ())
-    if not len(frame):
-        came = f"{folder} holds no rating of {', '.join(names)} that is kept"
-        raise SourceError(came, "ratings from 1 to 5", "lower what is asked of users")
-    if ordered:
-        frame = _in_order(frame)
-    if overlap is not None:
-        frame = _apart(frame, overlap, seed)
-    value = pl.col("rating") >= click_at if label == "click" else pl.col("rating")
-    present = set(frame["domain"].unique())
-    events = read_events(
-        frame.drop("rating") if label == "implicit" else frame.with_columns(label=value.cast(pl.Float32)),
-        user="user",
-        item="item",
-        domain="domain",
-        time="time" if timed else None,
-        label=None if label == "implicit" else "label",
-        label_kind=label,
-        items=_metadata(year, folder, names, frame["item"].unique()) if metadata else None,
-        item_fields=FIELDS if metadata else (),
-        time_unit="step" if ordered else "s",
-        domains=tuple(name for name in names if name in present),
-    )
-    events.dropped.update(dropped)
-    return Loaded(events)
+def loader(year: Year, usual: tuple[str, ...]):  # pyright knows it, down to the arguments
+    """The ``load`` of a release.
+
+    Args:
+        year: the release.
+        usual: its categories where none are named.
+    """
+
+    def load(
+        path: str | Path | None = None,
+        *,
+        domains: Sequence[str] | str = usual,
+        core: bool | None = None,
+        label: Literal["rating", "click", "implicit"] = "rating",
+        click_at: float = 5.0,
+        min_user_events: int = 5,
+        common_users: bool = False,
+        overlap: float | None = None,
+        seed: int = 0,
+        metadata: bool = False,
+        timed: bool = True,
+        ordered: bool = False,
+    ) -> Loaded:
+        """Timed ratings (unix seconds).
+
+        Args:
+            path: the folder; None searches ``$ISTHMUS_DATA`` for the release's, such as ``amazon14`` or ``amazon18``.
+            domains: categories in order, as the files are named, or ``"all"`` that the folder holds.
+            core: True reads the 5-core files, False all ratings; None: of all ratings, the 5-core and parquet the first that the folder has
+                for every domain.
+            label: ``rating`` (1 to 5), ``click``: 1 where the rating is ``click_at`` or more, or ``implicit``: every rating is an event.
+            click_at: above 1, at most 5; for clicks alone.
+            min_user_events: users with fewer ratings in these domains together are dropped.
+            common_users: only users with ratings in every one of the domains.
+            overlap: of the users of several domains this share keeps its id in all of them, and every other becomes one user of each
+                (``id@domain``): what is left to share when nobody is known elsewhere.  None: all keep it.
+            seed: draws who keeps it.
+            metadata: give products the fields categories (multi-valued), brand (categorical) and price (numeric).
+            timed: False leaves the times out: a history is then the set of everything known of a user elsewhere.
+            ordered: the time is an event's place among all of the user's, whose days alone are known: so that of two events of
+                a day one is before the other, as next-item protocols have it that go by places.
+
+        Returns:
+            Events; ``dropped`` counts what was left out and why.
+
+        Raises:
+            SourceError: a file is missing or damaged, or nothing is left.
+            ConfigError: an unknown category or label, a number out of range, or ratings asked of files without any.
+        """
+        if label not in LABELS:
+            raise ConfigError(f"label={label!r}", f"one of {LABELS}", nearest(str(label), LABELS))
+        if not 1 < click_at <= 5:
+            raise ConfigError(f"click_at={click_at}", "above 1, at most 5", "5.0 takes the best ratings alone")
+        if overlap is not None and not 0 <= overlap <= 1:
+            raise ConfigError(f"overlap={overlap}", "a share from 0 to 1", "0 gives every domain users of its own")
+        if ordered and not timed:
+            raise ConfigError("ordered=True with timed=False", "times: the order comes from them", "leave one of the two out")
+        folder = find_folder(path, year.names, year.origin)
+        names, kind = _chosen(year, folder, domains, core)
+        if kind == "parquet" and label != "implicit":
+            raise ConfigError(f"label={label!r} for {folder}, whose files have no ratings", "label='implicit'", "or get the ratings")
+        rows = pl.concat([_read(year, folder, name, kind) for name in names])
+        needed = ["user", "item", *(["rating"] if kind != "parquet" else []), *(["time"] if timed else [])]
+        frame, dropped = _clean(rows, needed, min_user_events, names if common_users else ())
+        if not len(frame):
+            came = f"{folder} holds no rating of {', '.join(names)} that is kept"
+            raise SourceError(came, "ratings from 1 to 5", "lower what is asked of users")
+        if ordered:
+            frame = _in_order(frame)
+        if overlap is not None:
+            frame = _apart(frame, overlap, seed)
+        value = pl.col("rating") >= click_at if label == "click" else pl.col("rating")
+        present = set(frame["domain"].unique())
+        events = read_events(
+            frame.drop("rating") if label == "implicit" else frame.with_columns(label=value.cast(pl.Float32)),
+            user="user",
+            item="item",
+            domain="domain",
+            time="time" if timed else None,
+            label=None if label == "implicit" else "label",
+            label_kind=label,
+            items=_metadata(year, folder, names, frame["item"].unique()) if metadata else None,
+            item_fields=FIELDS if metadata else (),
+            time_unit="step" if ordered else "s",
+            domains=tuple(name for name in names if name in present),
+        )
+        events.dropped.update(dropped)
+        return Loaded(events)
+
+    return load
 
 
 def _chosen(year: Year, folder: Path, domains: Sequence[str] | str, core: bool | None) -> tuple[tuple[str, ...], str]:
