@@ -16,6 +16,7 @@ class Needs:
     Attributes:
         history: the row's own domain's earlier events of the user.
         cross_history: the user's earlier events in the OTHER domains, merged in order of time.
+        merged_history: the user's earlier events in ALL domains, merged in order of time.
         behaviour: behaviour types along with the histories asked for.
         history_time: times along with the histories asked for, and the row's own time.
         history_label: ratings along with the histories asked for (None where the data have none: events of a history are positives).
@@ -25,6 +26,7 @@ class Needs:
 
     history: bool = False
     cross_history: bool = False
+    merged_history: bool = False
     behaviour: bool = False
     history_time: bool = False
     history_label: bool = False
@@ -40,7 +42,7 @@ class Pool:
         item: (M,) int64 codes.
         domain: (M,) int64, ascending.
         offsets: D + 1 Python ints: domain d has ``item[offsets[d]:offsets[d + 1]]``.
-        own: (B,) int64 where each row's positive stands in the pool.
+        own: (B,) int64 where each row's positive stands in the pool; None: not in it, but beside it.
         log_q: (M,) float32 log of how often the item is expected in its domain's pool, besides the row's own
             positive; None: a pool is its domain's whole catalogue, in ascending order.
     """
@@ -48,8 +50,31 @@ class Pool:
     item: Tensor
     domain: Tensor
     offsets: tuple[int, ...]
-    own: Tensor
+    own: Tensor | None
     log_q: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Targets:
+    """What came next, at many places of the batch's histories: N of them, ordered by domain.
+
+    Attributes:
+        slot: (N,) int64 places in (B * L): the event that was the last one known.  Where the slot is padding, nothing was.
+        item: (N,) int64 codes of the items that came next.
+        domain: (N,) int64, ascending.
+        offsets: D + 1 Python ints: domain d has the targets ``offsets[d]:offsets[d + 1]``.
+        negative: (N, n) int64 codes of each target's own negatives, or None.
+        log_q: (N, 1 + n) float32 log-probability of the target and its negatives under their sampler, or None.
+        weight: (N,) float32, or None.
+    """
+
+    slot: Tensor
+    item: Tensor
+    domain: Tensor
+    offsets: tuple[int, ...]
+    negative: Tensor | None = None
+    log_q: Tensor | None = None
+    weight: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -67,12 +92,14 @@ class Batch:
         weight: (B,) float32 row weights, or None.
         log_q: (B, C) float32 log-probability of each candidate under its sampler, or None.  A constant
             per row may be missing: it cancels in a softmax over the row.
-        pool: candidates shared by the rows of a domain (then C = 1), or None.
+        pool: candidates shared by the rows of a domain (then C = 1), or by its targets, or None.
+        target: what came next at many places of the histories (then C = 0, and the rows are windows of sequences), or None.
         epoch: of training, from 0; what a model does with it is its own.
         history: (B, L) int64 item codes of the row's own domain, right-aligned (most recent last), 0 pads.
         history_time, history_behaviour: (B, L) int64 alike; history_label: (B, L) float32 ratings, 0 at padding.
         cross_history: (B, L) int64 item codes of the other domains, right-aligned, 0 pads.
         cross_domain, cross_time, cross_behaviour, cross_label: (B, L) alike; cross_domain is -1 at padding.
+        merged_history, merged_domain: (B, L) int64 item codes of all domains and their domains alike.
         time: (B,) int64, the moment predicted, or None.
         context: per field (B,) for user-side or event-wide values, int64 codes or float32 numbers;
             multi-valued fields are (B, M) padded with 0.
@@ -86,6 +113,7 @@ class Batch:
     weight: Tensor | None = None
     log_q: Tensor | None = None
     pool: Pool | None = None
+    target: Targets | None = None
     epoch: int = 0
     history: Tensor | None = None
     history_time: Tensor | None = None
@@ -96,6 +124,8 @@ class Batch:
     cross_time: Tensor | None = None
     cross_behaviour: Tensor | None = None
     cross_label: Tensor | None = None
+    merged_history: Tensor | None = None
+    merged_domain: Tensor | None = None
     time: Tensor | None = None
     context: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
@@ -124,7 +154,7 @@ class Batch:
         bounds = torch.arange(len(self.offsets), device=domain.device)
         offsets = tuple(int(bound) for bound in torch.searchsorted(domain, bounds))
         kept = {f.name: cut(getattr(self, f.name)) for f in fields(self)}
-        return replace(self, **{**kept, "domain": domain, "offsets": offsets, "label": None, "log_q": None, "pool": None})
+        return replace(self, **{**kept, "domain": domain, "offsets": offsets, "label": None, "log_q": None, "pool": None, "target": None})
 
     def to(self, device: Any, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
@@ -132,7 +162,7 @@ class Batch:
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, Pool):
+            if isinstance(value, (Pool, Targets)):
                 return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
             if isinstance(value, dict):
                 return {k: move(v) for k, v in cast("dict[str, Tensor]", value).items()}

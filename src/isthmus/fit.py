@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,12 +27,13 @@ from isthmus.checkpoint import Checkpoint, Optimisers
 from isthmus.data.batches import Plan, batches, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.pools import POOLED
+from isthmus.data.windows import WindowBatches
 from isthmus.errors import CheckpointError, ConfigError, FitError
 from isthmus.how import How
 from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers as make_optimisers
 from isthmus.measure import measure
-from isthmus.model import Model, Retriever, Stage
+from isthmus.model import Model, Retriever, Sequential, Stage
 from isthmus.progress import Bar, Board, Hold, holding
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
@@ -83,7 +84,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
     """
     how = how or How()
-    learnt = task.with_absolute_error(how.absolute_error)
+    learnt = task.with_absolute_error(how.absolute_error).with_objective(how.objective)
     stages = partial(Adaptation.stages, adaptation, model) if adaptation else model.stages
     _check(model, dataset, task, how, out, stages())
     keeper = Keeper(None if out is None else Path(out))
@@ -234,13 +235,12 @@ def _solve(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
 def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
     """One stage: epochs of batches until it is over."""
     state, how = work.state, work.how
-    plan, positives = _plan(work, domains), work.task.ranked
-    total = steps(work.dataset, "train", plan, positives_only=positives)
+    total, stream_of = _feed(work, _plan(work, domains))
     while not _over(state, how):
         training(work.model)
         epoch, step = state.epoch, state.step
         work.bar.begin(f"{stage.name} {epoch + 1}/{how.last}", total, step)
-        stream = batches(work.dataset, "train", work.model.needs, plan, epoch=epoch, start=step, positives_only=positives)
+        stream = stream_of(epoch, step)
         clock = time.monotonic()
         with closing(stream):
             for batch in stream:
@@ -374,6 +374,9 @@ def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path
     if draws and how.sampler in POOLED and not (task.ranked and isinstance(model, Retriever)):
         came = f"sampler {how.sampler!r} for {type(model).__name__} in task {task.name!r}"
         raise ConfigError(came, "a retriever in a ranked task", 'use sampler "uniform" or "popularity"')
+    if draws and how.sampler in POOLED and how.objective == "bce":
+        came = f"sampler {how.sampler!r} with objective 'bce'"
+        raise ConfigError(came, "negatives of each row's own", 'use sampler "uniform" or "popularity"')
     for d in (*(how.domains or ()), *(how.targets or ())):
         if not 0 <= d < len(dataset.schema.domains):
             raise ConfigError(f"domain index {d}", f"0 to {len(dataset.schema.domains) - 1}", "see dataset.schema.domain_names")
@@ -389,11 +392,24 @@ def _domains(dataset: Dataset, how: How, stage: Stage) -> tuple[int, ...]:
     return tuple(d for d in every if tested[d] and all(asked is None or d in asked for asked in (how.domains, stage.domains)))
 
 
+def _feed(work: _Work, plan: Plan) -> tuple[int, Callable[[int, int], Generator[Batch, None, None]]]:
+    """Steps of an epoch, and (epoch, first step) -> its batches: windows of sequences where a model learns from all places of one."""
+    dataset, needs, positives = work.dataset, work.model.needs, work.task.ranked
+    if work.task.ranked and isinstance(work.model, Sequential):
+        windows = WindowBatches(dataset, needs, plan)
+        return windows.steps, windows.epoch
+
+    def rows(epoch: int, start: int) -> Generator[Batch, None, None]:
+        return batches(dataset, "train", needs, plan, epoch=epoch, start=start, positives_only=positives)
+
+    return steps(dataset, "train", plan, positives_only=positives), rows
+
+
 def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
     """How a stage's rows become batches; only a single-domain control is cut off from the other domains' histories."""
     how = work.how
     sampler = _sampler(work)
-    usual = SHARED if sampler == "mixed" else work.task.negatives
+    usual = SHARED if sampler in ("mixed", "drawn") else work.task.negatives if how.objective == "softmax" else 1
     return Plan(
         batch_size=how.batch_size,
         seed=how.seed,
@@ -412,10 +428,12 @@ def _sampler(work: _Work) -> str:
     """How negatives are found; of the shared kind only where the loss is a softmax over dot products."""
     if work.how.sampler != "auto":
         return work.how.sampler
-    if not (work.task.ranked and isinstance(work.model, Retriever)):
+    if not (work.task.ranked and isinstance(work.model, Retriever)) or work.how.objective == "bce":
         return "uniform"
     largest = max(len(work.dataset.catalogue(d)) for d in range(len(work.dataset.schema.domains)))
-    return "full" if largest <= FULL_CATALOGUE else "mixed"
+    if largest <= FULL_CATALOGUE:
+        return "full"
+    return "drawn" if isinstance(work.model, Sequential) else "mixed"
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 from isthmus.errors import ConfigError, nearest
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "full")
+SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "drawn", "full")
 SCHEDULES = ("constant", "linear", "cosine")
 TRAIN_ON = ("all", "tested")
 KEEP = ("best", "last")
@@ -25,7 +25,7 @@ class How:
         schedule: of all learning rates over ``epochs``: ``constant``, or falling to zero along a line (``linear``) or half a wave
             (``cosine``).  A rate that falls lets go of what the last batches happened to say: seeds differ less.
         stop: end after this many epochs, on the schedule of ``epochs``; None: run all.
-        batch_size: rows per step; validation uses it too.
+        batch_size: rows per step, events per step where whole sequences train; validation uses it too.
         lr: learning rate of everything but the embedding tables.
         table_lr: learning rate of the embedding tables; None: the optimiser's own default.
         table_optimiser: which optimiser the tables get, see ``isthmus.layers.table.optimisers``.
@@ -33,6 +33,8 @@ class How:
         weight_decay: decoupled weight decay of everything but the tables.
         table_decay: decoupled weight decay of the embedding tables.
         clip: largest norm of the gradient over all weights of the stage; None: no clipping.
+        objective: of tasks that rank: ``softmax`` over candidates, or ``bce``: each candidate for itself, chosen or not, against
+            ``negatives`` (None: one) of each row's own.
         absolute_error: weight of the absolute error beside the squared one, for ratings: by the squared error alone a model learns
             means, which in skewed ratings lie below the medians that MAE asks for.
         patience: epochs without a better validation value before a stage stops; None: never early.
@@ -46,8 +48,9 @@ class How:
         negatives: sampled for each row (``uniform``, ``popularity``), or shared by all rows of a domain in a step (``mixed``); None:
             the task's default, or 1,024 shared ones.
         sampler, alpha: how negatives are found: ``uniform`` or ``popularity`` (each row's own, see ``isthmus.data.negatives``),
-            ``in_batch``, ``mixed`` or ``full`` (shared, for retrievers, see ``isthmus.data.pools``); ``auto``: for retrievers
-            ``full`` while no catalogue is larger than 4,000 items, else ``mixed``; for other models ``uniform``.
+            ``in_batch``, ``mixed``, ``drawn`` or ``full`` (shared, for retrievers, see ``isthmus.data.pools``); ``auto``: for retrievers
+            ``full`` while no catalogue is larger than 4,000 items, else ``mixed``, or ``drawn`` where whole sequences train; for other
+            models, and with ``bce``, ``uniform``.
         log_q: correct for how likely each negative was to be drawn.
         history_length: events of a history, at most.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
@@ -70,6 +73,7 @@ class How:
     weight_decay: float = 0.0
     table_decay: float = 0.0
     clip: float | None = None
+    objective: str = "softmax"
     absolute_error: float = 0.0
     patience: int | None = 3
     keep: str = "best"

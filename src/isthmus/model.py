@@ -163,6 +163,25 @@ class Retriever(Model):
         return Output((user[:, None, :] * item).sum(-1))
 
 
+class Sequential(Retriever):
+    """A retriever whose user vector is the last of the states that it has after every event.
+
+    It is trained at all of them at once: the state after an event is asked for what came next.  So a state must know the events up
+    to and including its own, and nothing of later ones.
+    """
+
+    @abstractmethod
+    def states(self, batch: Batch) -> Tensor:
+        """(B, L, d), L the width of the histories and at least 1: the state after each event.
+
+        Before the first event (where histories are padded) it is the state that knows no event.
+        """
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        """(B, d), the state after the last event."""
+        return self.states(batch)[:, -1]
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's weights are."""
     return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device

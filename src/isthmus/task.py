@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from isthmus.batch import Batch
+from isthmus.batch import Batch, Pool, Targets
 from isthmus.data.queries import Each
 from isthmus.errors import ConfigError, nearest
 from isthmus.layers import losses
-from isthmus.model import Loss, Model, Retriever
+from isthmus.model import Loss, Model, Retriever, Sequential
 from isthmus.schema import LabelKind, Schema
+
+OBJECTIVES = ("softmax", "bce")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,20 @@ class Task:
             raise ConfigError(f"absolute_error = {weight} for task {self.name!r}", "0, or more for task 'rating'", "leave it out")
         return replace(self, loss=partial(_rating_loss, absolute=weight)) if weight else self
 
+    def with_objective(self, objective: str) -> Task:
+        """This task, learnt by a ``softmax`` over candidates, or as yes and no (``bce``).
+
+        Raises:
+            ConfigError: no such objective, or a task that ranks nothing.
+        """
+        if objective not in OBJECTIVES:
+            raise ConfigError(f"objective {objective!r}", f"one of {OBJECTIVES}", nearest(objective, OBJECTIVES))
+        if objective == "softmax":
+            return self
+        if not self.ranked:
+            raise ConfigError(f"objective {objective!r} for task {self.name!r}", "a task that ranks candidates", "leave it out")
+        return replace(self, loss=contrast_loss)
+
 
 def _click_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     output = model(batch)
@@ -69,14 +87,61 @@ def retrieval_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
     Raises:
         ConfigError: a pool for a model whose score is no dot product.
     """
+    if batch.target is not None:
+        return _next_loss(model, batch, batch.target)
     if batch.pool is None:
         output = model(batch)
         return {"loss": losses.sampled_softmax(output.logit, batch.log_q, batch.item, batch.weight), **output.extra}
     if not isinstance(model, Retriever):
         came = f"candidates shared by all rows of a domain, for {type(model).__name__}"
         raise ConfigError(came, "a retriever, whose score is a dot product", 'use sampler "uniform" or "popularity"')
-    user, vectors = model.user_vector(batch), model.item_vector(batch.pool.item, batch.pool.domain)
-    return {"loss": losses.pool_softmax(user, batch.item[:, 0], batch.offsets, vectors, batch.pool, vectors[batch.pool.own], batch.weight)}
+    user, item = model.user_vector(batch), batch.item[:, 0]
+    return {"loss": _pool_loss(model, batch.pool, user, item, batch.domain, batch.offsets, batch.weight)}
+
+
+def contrast_loss(model: Model, batch: Batch) -> dict[str, Tensor]:
+    """Binary cross-entropy of what was chosen against each row's own negatives, which together weigh as much.
+
+    Raises:
+        ConfigError: no negatives of the rows' own.
+    """
+    if batch.target is not None and batch.target.negative is not None:
+        assert isinstance(model, Sequential)
+        target = batch.target
+        items = torch.cat([target.item[:, None], batch.target.negative], 1)
+        user = _asked(model, batch, target)
+        logit = (user[:, None] * model.item_vector(items, target.domain[:, None].expand_as(items))).sum(-1)
+        return {"loss": losses.contrast(logit, items, target.weight)}
+    if batch.pool is not None or batch.item.shape[1] < 2:
+        raise ConfigError("objective 'bce' with candidates that rows share", "each row's own", 'use sampler "uniform" or "popularity"')
+    output = model(batch)
+    return {"loss": losses.contrast(output.logit, batch.item, batch.weight), **output.extra}
+
+
+def _next_loss(model: Model, batch: Batch, target: Targets) -> dict[str, Tensor]:
+    """Softmax of what came next at every place of the batch's sequences."""
+    assert isinstance(model, Sequential)
+    user = _asked(model, batch, target)
+    if batch.pool is not None:
+        return {"loss": _pool_loss(model, batch.pool, user, target.item, target.domain, target.offsets, target.weight)}
+    assert target.negative is not None
+    items = torch.cat([target.item[:, None], target.negative], 1)
+    logit = (user[:, None] * model.item_vector(items, target.domain[:, None].expand_as(items))).sum(-1)
+    return {"loss": losses.sampled_softmax(logit, target.log_q, items, target.weight)}
+
+
+def _asked(model: Sequential, batch: Batch, target: Targets) -> Tensor:
+    """(N, d) the states that the targets are asked at."""
+    return model.states(batch).flatten(0, 1).index_select(0, target.slot)
+
+
+def _pool_loss(
+    model: Retriever, pool: Pool, user: Tensor, item: Tensor, domain: Tensor, offsets: Sequence[int], weight: Tensor | None
+) -> Tensor:
+    """Softmax of user vectors (N, d) for items (N,) over shared candidates."""
+    vectors = model.item_vector(pool.item, pool.domain)
+    positive = model.item_vector(item, domain) if pool.own is None else vectors[pool.own]
+    return losses.pool_softmax(user, item, offsets, vectors, pool, positive, weight)
 
 
 def _labels(batch: Batch) -> Tensor:

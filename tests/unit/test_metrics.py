@@ -51,7 +51,7 @@ def test_docstring_examples_hold_and_are_complete(name: str) -> None:
 
 def test_names_are_those_of_the_files() -> None:
     assert set(metrics.available()) == {
-        *("auc", "gauc", "logloss", "mae", "rmse", "mrr", "ndcg", "recall", "hit_rate", "calibration_error", "coverage"),
+        *("auc", "gauc", "wauc", "logloss", "mae", "rmse", "mrr", "ndcg", "recall", "hit_rate", "calibration_error", "coverage"),
     }
     ndcg = metrics.get("ndcg@10")
     assert (ndcg.name, ndcg.k, ndcg.higher_is_better, ndcg.pooled) == ("ndcg@10", 10, True, False)
@@ -91,6 +91,18 @@ def test_auc_and_gauc_equal_scikit_learn(levels: int | None) -> None:
         if 0 < clicks < mine.sum():
             top, bottom = top + clicks * sk.roc_auc_score(table.label[mine], table.score[mine]), bottom + clicks
     assert value("gauc", table) == pytest.approx(top / bottom)
+
+
+@pytest.mark.parametrize("levels", [None, 2, 7])
+def test_wauc_pools_the_queries_of_a_user(levels: int | None) -> None:
+    table = make(1, levels=levels, rows=60)
+    own = [table.user == u for u in range(table.users)]
+    both = [mine for mine in own if 0 < table.label[mine].sum() < mine.sum()]
+    expected = np.average(
+        [sk.roc_auc_score(table.label[mine], table.score[mine]) for mine in both], weights=[table.label[m].sum() for m in both]
+    )
+    assert value("wauc", table) == pytest.approx(expected)
+    assert value("wauc", table) != pytest.approx(value("gauc", table))
 
 
 @pytest.mark.parametrize("levels", [None, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +160,67 @@ class TestItemKnn:
             for i in np.flatnonzero(found[:, j]):
                 assert found[i, j] == pytest.approx(similar[i], abs=1e-5)
 
+    def test_recent_events_say_more_by_hand(self, two: Dataset) -> None:
+        model = solved(ItemKnn(two.schema, shrink=0.0, decay=math.log(2)), two)
+        ab, ac = 2 / math.sqrt(6), 1 / 2  # cb as ab
+        assert ask(model, two, 0, "p", "abc", "ab") == pytest.approx([ab, ab / 2, ab + ac / 2], abs=1e-6)
+        assert ask(model, two, 0, "p", "c", "abda") == pytest.approx([ac + ab / 4], abs=1e-6)  # a once, by the latest; d steps in between
+        assert ask(model, two, 0, "p", "c", "dd") == [0]
+
+    def test_each_history_fades_from_its_own_end(self, two: Dataset) -> None:
+        args: dict[str, Any] = {"shrink": 0.0, "decay": math.log(2), "across": True}
+        model = solved(ItemKnn(two.schema, **args), two)
+        plain = solved(ItemKnn(two.schema, shrink=0.0, across=True), two)
+        near = {j: ask(plain, two, 1, "t", "b", j)[0] for j in "ace"}
+        assert ask(model, two, 1, "t", "b", "ee", "ac") == pytest.approx([near["e"] + near["c"] + near["a"] / 2], abs=1e-6)
+        for own, other in (("ae", "da"), ("da", "ae")):  # a is in both: the one nearer to its own end counts
+            assert ask(model, two, 1, "t", "b", own, other) == pytest.approx([near["a"] + near["e"]], abs=1e-6)
+
+    @pytest.mark.parametrize("across", [False, True])
+    def test_without_decay_nothing_changes_and_padding_never_does(self, two: Dataset, across: bool) -> None:
+        plain, none = (solved(ItemKnn(two.schema, across=across, **args), two) for args in ({}, {"decay": 0.0}))
+        fading = solved(ItemKnn(two.schema, across=across, decay=0.3), two)
+        slow = solved(ItemKnn(two.schema, across=across, decay=1e-9), two)
+        for own, other in (("", ""), ("abca", "e"), ("b", "eab")):
+            question = (two, 0, "p", "abcd", own, other)
+            assert ask(none, *question) == ask(plain, *question)
+            assert ask(slow, *question) == pytest.approx(ask(plain, *question), abs=1e-6)
+        batch = Batch(torch.tensor([2]), torch.arange(2, 7)[None], torch.tensor([0]), (0, 1, 1))
+        one = dataclasses.replace(batch, history=torch.tensor([[2, 4, 2]]), cross_history=torch.tensor([[3]]))
+        wide = dataclasses.replace(batch, history=torch.tensor([[0, 0, 2, 4, 2]]), cross_history=torch.tensor([[0, 3]]))
+        assert torch.equal(fading(one).logit, fading(wide).logit)
+
+    def test_decay_is_no_growth(self) -> None:
+        for wrong in (-0.1, math.nan, math.inf):
+            with pytest.raises(ConfigError, match="decay"):
+                ItemKnn(Schema(), decay=wrong)
+
 
 class TestItemItem:
+    @settings(max_examples=30, deadline=None)
+    @forall(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 7), st.integers(1, 12))
+    def test_of_repeated_items_the_heaviest_event_counts(self, seed: int, n: int, length: int, width: int) -> None:
+        rng = np.random.default_rng(seed)
+        codes = np.sort(rng.choice(np.arange(2, 60), n, replace=False))
+        weight = rng.normal(size=(n, n)).astype(np.float32)
+        block = ItemItem()
+        block.solve(torch.tensor(codes), torch.tensor(weight))
+        profile, item = rng.integers(0, 9, (5, length)), rng.integers(0, 60, (5, width))
+        heavy = rng.random((5, length)).astype(np.float32)
+        dense, users = np.zeros((60, 60)), np.zeros((5, 60))
+        dense[np.ix_(codes, codes)] = weight
+        for row in range(5):
+            np.maximum.at(users[row], profile[row], heavy[row])
+        expected = np.take_along_axis(users @ dense, item, 1)
+        asked = torch.tensor(profile), torch.tensor(item), torch.tensor(heavy)
+        assert block(*asked).numpy() == pytest.approx(expected, abs=1e-4)
+        with pytest.MonkeyPatch.context() as patch:
+            for cost in (0, 1000):  # few, or many
+                patch.setattr("isthmus.layers.solved.GATHER", cost)
+                assert block(*asked).numpy() == pytest.approx(expected, abs=1e-4)
+            patch.setattr("isthmus.layers.solved.WORKING_SET", 16)
+            assert block(*asked).numpy() == pytest.approx(expected, abs=1e-4)
+
     @settings(max_examples=30, deadline=None)
     @forall(st.integers(0, 10**6), st.integers(1, 40), st.integers(0, 7), st.integers(1, 12))
     def test_both_ways_of_reading_weights_equal_the_dense_product(self, seed: int, n: int, length: int, width: int) -> None:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 def steps(dataset: Dataset, part: str, plan: Plan, *, positives_only: bool = False) -> int:
     """Number of batches in an epoch."""
-    return Order(dataset, part, plan, shuffle=False, positives_only=positives_only).steps
+    return Order.of(dataset, part, plan, shuffle=False, positives_only=positives_only).steps
 
 
 def batches(
@@ -78,7 +78,7 @@ def batches(
         positives_only=positives_only,
         prefetch=prefetch,
     )
-    return _second(pairs)
+    return second(pairs)
 
 
 def batches_with_rows(
@@ -95,10 +95,10 @@ def batches_with_rows(
     prefetch: int = 2,
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """Like ``batches``, each with the (B,) int64 positions of its rows in ``dataset.part(part)``."""
-    order = Order(dataset, part, plan, shuffle=shuffle, positives_only=positives_only)
+    order = Order.of(dataset, part, plan, shuffle=shuffle, positives_only=positives_only)
     negatives = pools = None
     if plan.sampler in POOLED:
-        pools = Pools(dataset, plan.sampler, plan.negatives)
+        pools = Pools(dataset, plan.sampler, plan.negatives, plan.alpha)
     elif plan.negatives:
         negatives = Negatives(dataset, plan.negatives, plan.sampler, plan.alpha)
     build = _Build(dataset, part, needs, plan, labels, negatives, pools)
@@ -107,7 +107,7 @@ def batches_with_rows(
         position, offsets = order.rows(epoch, step)
         return position, build(position, offsets, epoch, step)
 
-    return _ahead(make, range(start, order.steps), prefetch)
+    return ahead(make, range(start, order.steps), prefetch)
 
 
 def query_batch(
@@ -147,11 +147,11 @@ def query_batch(
     offsets = np.searchsorted(domain, np.arange(len(dataset.schema.domains) + 1))
     histories = _histories(dataset, needs, user, time, domain, history_length, None, cross)
     return Batch(
-        _long(user),
-        _long(item),
-        _long(domain),
+        as_long(user),
+        as_long(item),
+        as_long(domain),
         tuple(offsets.tolist()),
-        time=_long(time) if time is not None and needs.history_time else None,
+        time=as_long(time) if time is not None and needs.history_time else None,
         context={name: _tensor(value) for name, value in (context or {}).items()} if needs.context else {},
         **histories,
     )
@@ -176,7 +176,7 @@ class _Build:
         items, log_q, pool = item[:, None], None, None
         rng = np.random.Generator(np.random.Philox(key=[plan.seed, NEGATIVES], counter=[0, 0, step, epoch]))
         if self.pools is not None:
-            pool = _pool(self.pools.sample(offsets, item, rng), plan.log_q)
+            pool = make_pool(self.pools.sample(offsets, item, rng), plan.log_q)
         if self.negatives is not None:
             drawn, log_q = self.negatives.sample(user, np.array(offsets), item, rng)
             items = np.concatenate([items, drawn], axis=1)
@@ -184,8 +184,8 @@ class _Build:
         own = item if time is None and self.part == "train" else None
         cross = plan.domains is None if plan.cross is None else plan.cross
         return Batch(
-            _long(user),
-            _long(items),
+            as_long(user),
+            as_long(items),
             torch.from_numpy(domain),
             offsets,
             label=self._label(rows, position, items.shape) if self.labels else None,
@@ -193,7 +193,7 @@ class _Build:
             log_q=None if log_q is None or not plan.log_q else torch.from_numpy(log_q),
             pool=pool,
             epoch=epoch,
-            time=_long(time) if time is not None and needs.history_time else None,
+            time=as_long(time) if time is not None and needs.history_time else None,
             context={name: _tensor(take_context(value, position)) for name, value in rows.context.items()} if needs.context else {},
             **_histories(self.dataset, needs, user, time, domain, plan.history_length, own, cross),
         )
@@ -228,16 +228,30 @@ def _histories(
         if not cross:  # nothing but padding, in the usual shape
             found = {name: np.full((len(user), length), -1 if name == "domain" else 0, values.dtype) for name, values in found.items()}
         out |= {"cross_history" if column == "item" else f"cross_{column}": _tensor(values) for column, values in found.items()}
+    if needs.merged_history:
+        out |= _merged(dataset, user, time, domain, wanted, own_item, cross)
     return out
 
 
-def _pool(drawn: Shared, log_q: bool) -> Pool:
+def _merged(
+    dataset: Dataset, user: np.ndarray, time: np.ndarray | None, domain: np.ndarray, length: int | None, own: np.ndarray | None, cross: bool
+) -> dict[str, Any]:
+    """Histories over all domains; not ``cross``: over the row's own."""
+    if cross:
+        found = dataset.history.cut(user, time, None, length, exclude_item=own, columns=("item", "domain"))
+        return {"merged_history": as_long(found["item"]), "merged_domain": as_long(found["domain"])}
+    item = dataset.history.cut(user, time, domain, length, exclude_item=own, columns=("item",))["item"]
+    return {"merged_history": as_long(item), "merged_domain": as_long(np.where(item > 0, domain[:, None], -1))}
+
+
+def make_pool(drawn: Shared, log_q: bool) -> Pool:
+    """Shared candidates as tensors; ``log_q``: with the correction."""
     corrected = drawn.log_q if log_q or drawn.log_q is None else np.zeros_like(drawn.log_q)
     return Pool(
-        _long(drawn.item),
+        as_long(drawn.item),
         torch.arange(len(drawn.offsets) - 1).repeat_interleave(torch.from_numpy(np.diff(drawn.offsets))),
         tuple(drawn.offsets.tolist()),
-        _long(drawn.own),
+        None if drawn.own is None else as_long(drawn.own),
         None if corrected is None else torch.from_numpy(corrected),
     )
 
@@ -265,14 +279,14 @@ def take_context(column: Any, position: np.ndarray) -> np.ndarray:
 
 def _tensor(value: np.ndarray) -> Tensor:
     """Numbers as float32, codes as int64."""
-    return torch.from_numpy(np.array(value, np.float32)) if np.issubdtype(value.dtype, np.floating) else _long(value)
+    return torch.from_numpy(np.array(value, np.float32)) if np.issubdtype(value.dtype, np.floating) else as_long(value)
 
 
-def _long(value: np.ndarray) -> Tensor:
+def as_long(value: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(value, np.int64, order="C"))  # a copy: files are mapped read-only, callers keep their arrays
 
 
-def _ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int) -> Generator[T, None, None]:
+def ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int) -> Generator[T, None, None]:
     """``make`` of each number in turn, up to ``prefetch`` of them made ahead by one background thread."""
     if not prefetch:
         yield from map(make, numbers)
@@ -289,7 +303,7 @@ def _ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int) -> G
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _second(pairs: Generator[tuple[np.ndarray, T], None, None]) -> Generator[T, None, None]:
+def second(pairs: Generator[tuple[np.ndarray, T], None, None]) -> Generator[T, None, None]:
     """The second of each pair; closing this closes what it reads from."""
     try:
         for _, value in pairs:

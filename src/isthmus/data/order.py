@@ -13,7 +13,7 @@ from isthmus.errors import ConfigError
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
-ROWS, NEGATIVES = 1, 2  # two streams of randomness from one seed
+ROWS, NEGATIVES, CHUNKS = 1, 2, 3  # streams of randomness from one seed
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,20 @@ class Order:
     all batches so far are dealt to the streams by Webster's rule, under which a domain's count never falls as
     the total grows (largest remainders would let it), and which is exact at the end of every epoch when shares
     are proportional to sizes.
+
+    Args:
+        offsets: (D + 1,) where each domain's rows begin.
+        plan: domains, shares, seed.
+        shuffle: False: the stored order.
+        batch_size: rows of a batch; None: the plan's.
     """
 
-    def __init__(self, dataset: Dataset, part: str, plan: Plan, *, shuffle: bool, positives_only: bool) -> None:
-        rows = dataset.part(part)
-        domains, self.plan, self.shuffle = len(rows.offsets) - 1, plan, shuffle
+    def __init__(self, offsets: np.ndarray, plan: Plan, *, shuffle: bool, batch_size: int | None = None) -> None:
+        domains, self.plan, self.shuffle = len(offsets) - 1, plan, shuffle
+        self.batch_size = plan.batch_size if batch_size is None else batch_size
         if any(not 0 <= d < domains for d in plan.domains or ()):
             raise ConfigError(f"domain indices {plan.domains}", f"0 to {domains - 1}", "see schema.domain_names")
-        offsets = np.asarray(rows.offsets, np.int64)
         self.subset: np.ndarray | None = None
-        if positives_only and rows.label is not None and dataset.schema.label == "click":
-            self.subset = np.flatnonzero(rows.label == 1)
-            offsets = np.searchsorted(self.subset, offsets)
         chosen = range(domains) if plan.domains is None else sorted(set(plan.domains))
         self.domain = np.array([d for d in chosen if offsets[d] < offsets[d + 1]], np.int64)
         self.first, self.size = offsets[self.domain], np.diff(offsets)[self.domain]
@@ -77,17 +79,29 @@ class Order:
         self.total, self.domains = int(self.size.sum()), domains
         share = self.size.astype(np.float64) ** plan.temperature
         self.share = share / share.sum()
-        self.steps = -(-self.total // plan.batch_size)
+        self.steps = -(-self.total // self.batch_size)
+
+    @classmethod
+    def of(cls, dataset: Dataset, part: str, plan: Plan, *, shuffle: bool, positives_only: bool) -> Order:
+        """The order of a part's rows."""
+        rows = dataset.part(part)
+        offsets = np.asarray(rows.offsets, np.int64)
+        if not positives_only or rows.label is None or dataset.schema.label != "click":
+            return cls(offsets, plan, shuffle=shuffle)
+        subset = np.flatnonzero(rows.label == 1)
+        order = cls(np.searchsorted(subset, offsets), plan, shuffle=shuffle)
+        order.subset = subset
+        return order
 
     def rows(self, epoch: int, step: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """(B,) int64 positions in the part, ordered by domain, and the D + 1 offsets."""
         if self.shuffle:
-            first = epoch * self.total + step * self.plan.batch_size
-            last = min(first + self.plan.batch_size, (epoch + 1) * self.total)
+            first = epoch * self.total + step * self.batch_size
+            last = min(first + self.batch_size, (epoch + 1) * self.total)
             begin, end = dealt(self.share, first), dealt(self.share, last)
         else:
-            first = step * self.plan.batch_size
-            begin, end = (np.clip(n - self.before, 0, self.size) for n in (first, first + self.plan.batch_size))
+            first = step * self.batch_size
+            begin, end = (np.clip(n - self.before, 0, self.size) for n in (first, first + self.batch_size))
         count = end - begin
         stream = np.repeat(np.arange(len(count)), count)
         place = np.arange(len(stream)) + np.repeat(begin - (np.cumsum(count) - count), count)

@@ -55,6 +55,19 @@ def sampled_softmax(logit: Tensor, log_q: Tensor | None, item: Tensor, weight: T
     return _mean(-F.log_softmax(corrected, 1)[:, 0], weight)
 
 
+def contrast(logit: Tensor, item: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of -log s(x_0) - mean over negatives of log(1 - s(x_j)): what was chosen (column 0) against sampled negatives.
+
+    Args:
+        logit: (B, 1 + n).
+        item: (B, 1 + n) codes; negatives that are the positive itself count for nothing.
+        weight: (B,) row weights, or None.
+    """
+    real = (item[:, 1:] != item[:, :1]).to(logit.dtype)
+    wrong = (F.softplus(logit[:, 1:]) * real).sum(1) / real.sum(1).clamp_min(1)
+    return _mean(F.softplus(-logit[:, 0]) + wrong, weight)
+
+
 def pool_softmax(
     user: Tensor, item: Tensor, offsets: Sequence[int], vectors: Tensor, pool: Pool, positive: Tensor, weight: Tensor | None = None
 ) -> Tensor:

@@ -95,7 +95,7 @@ class PairTable(Solved, Growing):
 
 
 class ItemItem(Solved):
-    """score(user, item) = sum of weight[j, item] over the items j of the user's profile.
+    """score(user, item) = sum of weight[j, item] over the items j of the user's profile, each as heavy as it is said to be.
 
     Buffers: ``codes`` (n,) the item codes that have weights, ascending; ``weight`` (n + 1, n + 1), whose last
     row and column are zero and stand for every other item.
@@ -113,12 +113,13 @@ class ItemItem(Solved):
         """Takes the item codes (n,), ascending, and their weights (n, n): row = profile item, column = candidate."""
         self.fill(codes=codes, weight=F.pad(weight, (0, 1, 0, 1)))
 
-    def forward(self, profile: Tensor, item: Tensor) -> Tensor:
+    def forward(self, profile: Tensor, item: Tensor, heavy: Tensor | None = None) -> Tensor:
         """Scores candidates.
 
         Args:
             profile: (B, L) item codes; repeats count once, codes without weights not at all.
             item: (B, C) candidates.
+            heavy: (B, L) float32 what each event counts, of repeats the largest; None: 1.
 
         Returns:
             (B, C) float32.
@@ -126,23 +127,31 @@ class ItemItem(Solved):
         n = self.codes.numel()
         if profile.shape[1] == 0:
             return self.weight.new_zeros(item.shape)
-        place = find(self.codes, profile).sort(1).values
+        if heavy is None:
+            place = find(self.codes, profile).sort(1).values
+        else:
+            heavy, order = heavy.sort(1, descending=True)
+            place, again = find(self.codes, profile).gather(1, order).sort(dim=1, stable=True)
+            heavy = heavy.gather(1, again)
         repeated = F.pad(place[:, 1:] == place[:, :-1], (1, 0))
         place, column = place.masked_fill(repeated, n), find(self.codes, item)
         few = item.shape[1] * GATHER <= n
         rows = max(1, WORKING_SET // (profile.shape[1] * item.shape[1] if few else n + 1))
         part = self._gather if few else self._whole_rows
         if len(place) <= rows:
-            return part(place, column)
-        return torch.cat([part(p, c) for p, c in zip(place.split(rows), column.split(rows), strict=True)])
+            return part(place, column, heavy)
+        heavies = [None] * len(place) if heavy is None else heavy.split(rows)
+        return torch.cat([part(p, c, h) for p, c, h in zip(place.split(rows), column.split(rows), heavies, strict=False)])
 
-    def _gather(self, place: Tensor, column: Tensor) -> Tensor:
+    def _gather(self, place: Tensor, column: Tensor, heavy: Tensor | None = None) -> Tensor:
         """Few candidates: only their weights are read."""
-        return self.weight[place[:, :, None], column[:, None, :]].sum(1)
+        weight = self.weight[place[:, :, None], column[:, None, :]]
+        return (weight if heavy is None else weight * heavy[:, :, None]).sum(1)
 
-    def _whole_rows(self, place: Tensor, column: Tensor) -> Tensor:
+    def _whole_rows(self, place: Tensor, column: Tensor, heavy: Tensor | None = None) -> Tensor:
         """Many candidates: a sparse profile times the weights, for all items at once."""
-        return F.embedding_bag(place, self.weight, mode="sum", padding_idx=self.codes.numel()).gather(1, column)
+        every = F.embedding_bag(place, self.weight, mode="sum", padding_idx=self.codes.numel(), per_sample_weights=heavy)
+        return every.gather(1, column)
 
 
 class ItemToItem(nn.Module):
@@ -152,20 +161,26 @@ class ItemToItem(nn.Module):
         domains: number of domains.
         across: one matrix, from the users and items of all domains; a user's events in other domains count too.
         max_items: items with weights per matrix, the most popular ones (float32: 4 n^2 bytes).
+        decay: an event that is k events back in its history (own or cross) counts exp(-decay * k).
     """
 
-    def __init__(self, domains: int, across: bool, max_items: int) -> None:
+    def __init__(self, domains: int, across: bool, max_items: int, decay: float = 0.0) -> None:
         super().__init__()
-        self.across, self.max_items = across, max_items
+        self.across, self.max_items, self.decay = across, max_items, decay
         self.blocks = nn.ModuleList(ItemItem() for _ in range(1 if across else domains))
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores (B, C) of a batch with both histories; a domain's own history alone unless ``across``."""
         assert batch.history is not None
         assert batch.cross_history is not None
-        profile = torch.cat([batch.history, batch.cross_history * int(self.across)], 1)
+        histories = [batch.history, batch.cross_history * int(self.across)]
+        profile, heavy = torch.cat(histories, 1), None
+        if self.decay:
+            back = torch.cat([torch.arange(h.shape[1] - 1, -1, -1, device=h.device) for h in histories])
+            heavy = torch.exp(-self.decay * back).expand_as(profile)
         bounds = (0, len(batch)) if self.across else batch.offsets
-        return torch.cat([block(profile[a:b], batch.item[a:b]) for block, a, b in zip(self.blocks, bounds, bounds[1:], strict=False)])
+        rows = [(block, slice(a, b)) for block, a, b in zip(self.blocks, bounds, bounds[1:], strict=False)]
+        return torch.cat([block(profile[own], batch.item[own], None if heavy is None else heavy[own]) for block, own in rows])
 
     def learn(self, positives: Callable[[int], sp.csr_matrix], domains: tuple[int, ...], weights: Callable[[Tensor], Tensor]) -> None:
         """Solves every matrix.

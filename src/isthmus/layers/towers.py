@@ -22,15 +22,15 @@ from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
 from isthmus.layers.features import ContextFields, EntityFields
-from isthmus.layers.growing import Growing, Rows
-from isthmus.layers.table import DomainTable, Table
-from isthmus.schema import PADDING, UNKNOWN, Field, Schema
+from isthmus.layers.item_bias import ItemBias
+from isthmus.layers.table import DomainTable
+from isthmus.schema import PADDING, Field, Schema
 
 Make = Callable[[int, int], nn.Module]  # (fields, dim) -> a network: (N, fields, dim), offsets -> (N, dim)
 NEEDS = Needs(history=True, cross_history=True, context=True)
 
 
-class Towers(Growing):
+class Towers(nn.Module):
     """Two towers over fields of one width.
 
     Args:
@@ -43,8 +43,7 @@ class Towers(Growing):
         id_dropout: share of ids replaced by "unknown" in training; what a user's history can say, the id need not.
         history_dropout: share of history events left out in training.
         temperature: None: plain dot products; a positive number: cosine / temperature.
-        bias: a number for each item in each domain, added to its score: what is popular here.  Without it an item of several
-            domains carries its popularity elsewhere along.  One more coordinate of both vectors.
+        bias: a number for each item in each domain, added to its score, see ``ItemBias``.
 
     Attributes:
         user_names, item_names: what the fields of each tower are.
@@ -80,7 +79,7 @@ class Towers(Growing):
         self.items = EntityFields(schema.item, dim, id_dropout=0.05)
         self.chosen = None if tied or not history else EntityFields(schema.item, dim, id_dropout=0.0)
         self.context = ContextFields(schema.context, dim) if schema.context else None
-        self.bias = Table(1 + self.domains * schema.item.trained, 1) if bias else None
+        self.bias = ItemBias(schema) if bias else None
         self.user_domain, self.item_domain = (DomainTable(self.domains, dim, std=0.01) for _ in range(2))
         users = (["id"] if user_id else []) + _names(schema.user.fields)
         items = ["id", *_names(schema.item.fields)]
@@ -114,7 +113,7 @@ class Towers(Growing):
         """(B, dim) user vectors."""
         vector = self.user_tower(self.user_fields(batch), batch.offsets)
         vector = vector if self.temperature is None else F.normalize(vector, dim=-1) / self.temperature
-        return vector if self.bias is None else torch.cat([vector, torch.ones_like(vector[:, :1])], 1)
+        return vector if self.bias is None else self.bias.user(vector)
 
     def item(self, item: Tensor, domain: Tensor) -> Tensor:
         """Codes and domains (...), in any order -> (..., dim) item vectors."""
@@ -128,31 +127,7 @@ class Towers(Growing):
             vector = torch.empty_like(vector).index_copy(0, order, vector)
         vector = vector.view(*item.shape, vector.shape[-1])
         vector = vector if self.temperature is None else F.normalize(vector, dim=-1)
-        return vector if self.bias is None else torch.cat([vector, self.bias(self._pair(item, domain))], -1)
-
-    def _pair(self, item: Tensor, domain: Tensor) -> Tensor:
-        """Codes and domains (...) -> (...) rows of the bias; padding and items that training never saw have none."""
-        known = self.items.entity.trained
-        return torch.where((item > UNKNOWN) & (item < known), 1 + domain * known + item, 0)
-
-    def grow_from(self, old: Towers) -> set[str]:
-        """An item's bias in a new domain starts at its mean over the old ones; a new item's at 0, as if unknown."""
-        if self.bias is None or old.bias is None:
-            return set()
-        before = old.bias.weight[1:].view(old.domains, -1)
-        now = self.bias.weight.new_zeros(self.domains, self.items.entity.trained)
-        now[: old.domains, : before.shape[1]] = before
-        now[old.domains :, : before.shape[1]] = before.mean(0)
-        self.bias.weight[1:] = now.view(-1, 1)
-        return {"bias.weight"}
-
-    def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
-        """Biases of all items in the domains."""
-        if self.bias is None:
-            return {}
-        mask = items.new_zeros(self.domains, self.items.entity.trained)
-        mask[list(domains)] = True
-        return {"bias.weight": torch.cat([mask.new_zeros(1), mask.flatten()])}
+        return vector if self.bias is None else self.bias.item(vector, item, domain)
 
     def _past(self, ids: Tensor | None) -> Tensor:
         """(B, L) -> (B, item fields, dim): the sum over events divided by the root of their number.

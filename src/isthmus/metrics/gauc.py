@@ -22,8 +22,8 @@ class GAUC(PerGroup):
     group's number of positive rows, AUC_g the share of its positive-negative pairs that are ordered right, ties counting
     one half.  Groups with one class have no pairs and are left out.
 
-    This is the "WAUC" of the multi-domain papers, whose weight is the user's number of clicks.  DIN's GAUC weighs by
-    impressions instead; the two agree when every user has the same click rate.
+    Of logged rows this is the "WAUC" of the multi-domain papers, whose weight is the user's number of clicks (of candidate lists
+    ``wauc`` is).  DIN's GAUC weighs by impressions instead; the two agree when every user has the same click rate.
 
     Example: user a wins both of two pairs (one positive), user b one of two (two positives): (1 * 1 + 2 * 0.5) / 3.
 

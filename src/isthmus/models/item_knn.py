@@ -2,6 +2,7 @@
 
 similarity(i, j) = n_ij / (sqrt(n_i n_j) + shrink), with n_ij the users who have both and n_i those who have i
 (cosine of binary columns; Deshpande and Karypis, TOIS 2004; the shrinkage follows Koren and Bell's damping).
+With ``decay`` recent events say more: an item last met k events back counts exp(-decay * k).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class ItemKnn(Model):
         across: learn from the pooled users and items of all domains, and let a user's events in other domains
             speak too; False: each domain its own.
         max_items: items with weights, the most popular ones, per matrix.
+        decay: how fast events of a profile fade: one that is k events back in its history (0 the latest; the own domain's
+            and the other domains' each from their own end) counts exp(-decay * k), a repeated item by its latest event; at least 0.
     """
 
     needs: ClassVar[Needs] = Needs(history=True, cross_history=True, whole_history=True)
@@ -37,12 +40,15 @@ class ItemKnn(Model):
     tasks: ClassVar[tuple[str, ...]] = ("retrieval", "next_item")
     shallow: ClassVar[bool] = True
 
-    def __init__(self, schema: Schema, *, k: int = 0, shrink: float = 10.0, across: bool = False, max_items: int = 20_000) -> None:
+    def __init__(
+        self, schema: Schema, *, k: int = 0, shrink: float = 10.0, across: bool = False, max_items: int = 20_000, decay: float = 0.0
+    ) -> None:
         super().__init__(schema)
-        if k < 0 or shrink < 0:
-            raise ConfigError(f"k = {k}, shrink = {shrink}", "numbers of at least 0", "use k = 0 to keep all neighbours")
+        if k < 0 or shrink < 0 or not 0 <= decay < float("inf"):
+            came = f"k = {k}, shrink = {shrink}, decay = {decay}"
+            raise ConfigError(came, "numbers of at least 0", "use k = 0 to keep all neighbours, decay = 0 to keep all events alike")
         self.k, self.shrink = k, shrink
-        self.items = ItemToItem(len(schema.domains), across, max_items)
+        self.items = ItemToItem(len(schema.domains), across, max_items, decay)
 
     def forward(self, batch: Batch) -> Output:
         """Profile times weights, (B, C)."""

@@ -1,0 +1,47 @@
+"""Encoders of event sequences: one file each, found by its name; no file imports another.
+
+An encoder knows neither ids nor domains.  It takes vectors of events, the first one in slot 0, and gives a state after each; a state
+depends on the slots up to its own alone, so what stands after a sequence's last event changes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.errors import ConfigError, nearest
+from isthmus.registry import Registry
+
+if TYPE_CHECKING:
+    from isthmus.layers.encoders._base import Encoder
+
+_REGISTRY = Registry(__name__, __file__, "encoder", "the name of a file in isthmus/layers/encoders")
+GIVEN = ("dim",)
+
+
+def available() -> dict[str, Path]:
+    """Names of all encoders and the files they lie in, in alphabetical order."""
+    return _REGISTRY.available()
+
+
+def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> Encoder:
+    """A new encoder, with random weights.
+
+    Args:
+        name: of a file in this folder.
+        dim: width of an event and of a state.
+        args: hyper-parameters of the encoder's own; those left out have their defaults.
+
+    Raises:
+        ConfigError: no such encoder, or a hyper-parameter that it does not have (tells the nearest one).
+    """
+    from isthmus.layers.encoders._base import Encoder
+
+    encoder, args = _REGISTRY.one_class(Encoder, name), args or {}
+    known = [k for k in inspect.signature(encoder).parameters if k not in GIVEN]
+    for key in args:
+        if key not in known:
+            raise ConfigError(f"encoder {name!r} has no hyper-parameter {key!r}", f"one of {sorted(known)}", nearest(key, known))
+    return encoder(dim, **args)

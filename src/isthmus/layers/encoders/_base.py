@@ -1,0 +1,38 @@
+"""``Encoder``: what all encoders of sequences have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from isthmus.layers.checks import require_share
+
+
+class Encoder(nn.Module, ABC):
+    """Events -> the state after each.  Concrete encoders are final and take their own hyper-parameters by keyword.
+
+    Args:
+        dim: width of an event and of a state.
+        dropout: share of activations dropped in training.
+        own: hyper-parameters of the concrete encoder, all with defaults.
+
+    Raises:
+        ConfigError: a dropout outside [0, 1).
+    """
+
+    def __init__(self, dim: int, *, dropout: float = 0.0, **own: Any) -> None:
+        super().__init__()
+        require_share("dropout", dropout)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Encodes sequences.
+
+        Args:
+            x: (B, T, dim), each sequence from slot 0 on; what stands after its end is anything.
+
+        Returns:
+            (B, T, dim): slot t depends on the slots 0 to t alone.
+        """

@@ -1,0 +1,71 @@
+"""SASRec's encoder: every event looks back at the ones before it (Kang and McAuley, ICDM 2018)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isthmus.errors import ConfigError
+from isthmus.layers.encoders._base import Encoder
+
+
+class SelfAttention(Encoder):
+    """Blocks of causal self-attention and a network for each slot, with norms before each and at the end.
+
+    ::
+
+        x = LN(e + p),   x = x + Drop(Attention(LN(x))),   x = x + Drop(W2 ReLU(W1 LN(x))),   s = LN(x)
+
+    Deviations: keys and values see the norm too (the paper gives it to queries alone); places are counted from a sequence's begin, so
+    that each is trained by every sequence that gets so far.
+
+    Args:
+        dim: width of an event and of a state.
+        blocks: how many.
+        heads: must divide ``dim``.
+        length: places that are told apart; later ones are the last.
+        dropout: share of activations dropped in training.
+
+    Raises:
+        ConfigError: ``heads`` does not divide ``dim``, no place, or a dropout outside [0, 1).
+    """
+
+    def __init__(self, dim: int, *, blocks: int = 2, heads: int = 1, length: int = 51, dropout: float = 0.2) -> None:
+        super().__init__(dim, dropout=dropout)
+        if heads < 1 or dim % heads:
+            raise ConfigError(f"dim = {dim}, heads = {heads}", "heads that divide dim", "try heads=1")
+        if length < 1 or blocks < 1:
+            raise ConfigError(f"length = {length}, blocks = {blocks}", "1 or more", "use the defaults")
+        self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
+        self.first, self.last = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(_Block(dim, heads, dropout) for _ in range(blocks))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, T, dim)."""
+        place = torch.arange(x.shape[1], device=x.device).clamp_max(len(self.place) - 1)
+        x = self.dropout(self.first(x + self.place[place]))
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+class _Block(nn.Module):
+    """One step of attention and one network."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.share = heads, dropout
+        self.norm, self.norm_wide = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.project, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.wide, self.narrow = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, T, dim)."""
+        rows, length, dim = x.shape
+        query, key, value = self.project(self.norm(x)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=self.share if self.training else 0.0, is_causal=True)
+        x = x + self.dropout(self.out(seen.transpose(1, 2).reshape(rows, length, dim)))
+        return x + self.dropout(self.narrow(self.dropout(self.wide(self.norm_wide(x)).relu())))

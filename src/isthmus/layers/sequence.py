@@ -1,0 +1,100 @@
+"""``EventSequences``: histories as sequences of vectors, each from its first event on, for encoders that go forward in time.
+
+Batches hold histories right-aligned, most recent last.  Here every sequence starts in slot 0 with a vector that stands for "nothing
+yet", its events follow, and what is behind its end never reaches an earlier state: no masks, and no width to pay for but
+the longest sequence's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batch import Batch
+from isthmus.layers.checks import require_share
+from isthmus.layers.features import EntityFields
+from isthmus.layers.item_bias import ItemBias
+from isthmus.layers.table import DomainTable
+from isthmus.schema import PADDING, Schema
+
+
+@dataclass(slots=True)
+class Left:
+    """Histories (B, L) whose events stand from slot 1 on: T = 1 + the longest one's length.
+
+    Attributes:
+        item: (B, T) codes; 0 in slot 0 and behind a sequence's end.
+        domain: (B, T) the events' domains; in slot 0 and behind the end the row's own.
+        count: (B,) events of each.
+        width: L, at least 1.
+    """
+
+    item: Tensor
+    domain: Tensor
+    count: Tensor
+    width: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> Left:
+        """The merged histories of a batch where it has them, else those of the rows' own domains."""
+        merged = batch.merged_history is not None
+        past = batch.merged_history if merged else batch.history
+        assert past is not None
+        width, count = past.shape[1], (past != PADDING).sum(1)
+        longest = int(count.max()) if len(count) else 0
+        column = torch.arange(longest, device=past.device)
+        there = column < count[:, None]
+        place = torch.where(there, width - count[:, None] + column, 0)
+        own = batch.domain[:, None]
+        if width:
+            item = past.gather(1, place) * there
+            domain = torch.where(there, batch.merged_domain.gather(1, place), own) if merged and batch.merged_domain is not None else None
+        else:
+            item, domain = past.new_zeros(len(past), 0), None
+        domain = own.expand(-1, longest + 1) if domain is None else torch.cat([own, domain], 1)
+        return cls(torch.cat([torch.zeros_like(own), item], 1), domain, count, max(1, width))
+
+    def right(self, state: Tensor) -> Tensor:
+        """(B, T, d), the state in slot t knowing t events -> (B, L, d), right-aligned; before the first event that of slot 0."""
+        slot = torch.arange(self.width, device=state.device) + 1 - self.width + self.count[:, None]
+        return state.gather(1, slot.clamp_min(0)[..., None].expand(-1, -1, state.shape[2]))
+
+
+class EventVectors(nn.Module):
+    """Items -> the vectors of events and of candidates, of one table.
+
+    ::
+
+        event      = sum of the item's id and fields + its domain          "nothing yet" = a vector + the row's domain
+        candidate  = sum of the item's id and fields                                [, its bias in the domain]
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of a vector.
+        id_dropout: share of ids replaced by "unknown" in training.
+        bias: candidates have a number in each domain, see ``ItemBias``: one more coordinate.
+    """
+
+    def __init__(self, schema: Schema, dim: int, *, id_dropout: float = 0.0, bias: bool = True) -> None:
+        super().__init__()
+        require_share("id_dropout", id_dropout)
+        self.items = EntityFields(schema.item, dim, id_dropout=id_dropout, std=0.02)
+        self.domain = DomainTable(len(schema.domains), dim, std=0.02)
+        self.bias = ItemBias(schema) if bias else None
+        self.begin = nn.Parameter(torch.randn(dim) * 0.02)
+
+    def events(self, left: Left) -> Tensor:
+        """(B, T, dim)."""
+        x = self.items(left.item).sum(-2) + self.domain(left.domain + 1)
+        return torch.cat([x[:, :1] + self.begin, x[:, 1:]], 1)
+
+    def candidates(self, item: Tensor, domain: Tensor) -> Tensor:
+        """Codes and domains (...) -> (..., dim), or dim + 1 with the bias."""
+        vector = self.items(item).sum(-2)
+        return vector if self.bias is None else self.bias.item(vector, item, domain)
+
+    def states(self, state: Tensor) -> Tensor:
+        """States (..., dim) as user vectors, as wide as candidates are."""
+        return state if self.bias is None else self.bias.user(state)

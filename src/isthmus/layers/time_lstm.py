@@ -1,0 +1,79 @@
+"""``TimeLSTM``: an LSTM that knows how far apart events are and how long ago they were (SLi-Rec, Yu et al., IJCAI 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeLSTM(nn.Module):
+    """One layer over rows of different length, event after event.
+
+    With x_k the k-th event of a row, D_k its interval from the event before and S_k its span until now::
+
+        d_k  = tanh(w_d D_k + b_d)                    s_k  = tanh(w_s S_k + b_s)
+        T_dk = sig(W x_k + W d_k + b)                 T_sk = sig(W x_k + W s_k + b)          (interval gate, span gate)
+        f_k  = sig(W x_k + W h_{k-1} + b)             i_k  = sig(W x_k + W h_{k-1} + b)
+        o_k  = sig(W x_k + W h_{k-1} + W d_k + W s_k + b)
+        c_k  = f_k * T_dk * c_{k-1} + i_k * T_sk * tanh(W x_k + W h_{k-1} + b)
+        h_k  = o_k * tanh(c_k)
+
+    each W and b its own.  All that does not depend on h is computed for all events at once; a step then handles the rows that
+    still have an event, and no padding.
+
+    Args:
+        width: of an event.
+        hidden: of a state.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.event = nn.Linear(width, 6 * hidden)  # f, i, o, the new content, T_d, T_s
+        self.state = nn.Linear(hidden, 4 * hidden, bias=False)  # f, i, o, the new content
+        self.interval, self.span = nn.Linear(1, hidden), nn.Linear(1, hidden)
+        self.from_interval = nn.Linear(hidden, 2 * hidden, bias=False)  # o, T_d
+        self.from_span = nn.Linear(hidden, 2 * hidden, bias=False)  # o, T_s
+        with torch.no_grad():
+            self.event.bias[:hidden] = 1.0  # at first it forgets little
+
+    def forward(self, event: Tensor, row: Tensor, rows: int, interval: Tensor, span: Tensor) -> Tensor:
+        """Runs over the events of every row.
+
+        Args:
+            event: (E, width), the events of a row in order of time.
+            row: (E,) int64, ascending.
+            rows: their number; some may have no event.
+            interval: (E,) since the row's event before; of a first event 0.
+            span: (E,) until now.
+
+        Returns:
+            (E, hidden): h after each event.
+        """
+        order, sizes = _steps(row, rows)
+        gates, keep, enter = self._gates(event[order], interval[order, None], span[order, None])
+        h = c = event.new_zeros(rows, self.hidden)
+        states = [h[:0]]
+        for now, kept, entering in zip(gates.split(sizes), keep.split(sizes), enter.split(sizes), strict=True):
+            now = torch.addmm(now, h[: len(now)], self.state.weight.t())
+            f, i, o = now[:, : 3 * self.hidden].sigmoid().chunk(3, 1)
+            c = f * kept * c[: len(now)] + i * entering * now[:, 3 * self.hidden :].tanh()
+            h = o * c.tanh()
+            states.append(h)
+        return torch.zeros_like(keep).index_copy(0, order, torch.cat(states))
+
+    def _gates(self, event: Tensor, interval: Tensor, span: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(E, 4 hidden) what f, i, o and the content are before h comes in; (E, hidden) T_d and T_s."""
+        o_d, t_d = self.from_interval(self.interval(interval).tanh()).chunk(2, 1)
+        o_s, t_s = self.from_span(self.span(span).tanh()).chunk(2, 1)
+        f, i, o, content, keep, enter = self.event(event).chunk(6, 1)
+        return torch.cat([f, i, o + o_d + o_s, content], 1), (keep + t_d).sigmoid(), (enter + t_s).sigmoid()
+
+
+def _steps(row: Tensor, rows: int) -> tuple[Tensor, list[int]]:
+    """Events (E,) of rows, ascending -> step by step, long rows before short ones: (E,) places, and how many rows each step has."""
+    count = torch.bincount(row, minlength=rows)
+    rank = torch.empty_like(count)
+    rank[count.argsort(descending=True, stable=True)] = torch.arange(rows, device=row.device)
+    step = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    return (step * rows + rank[row]).argsort(), torch.bincount(step).tolist()
