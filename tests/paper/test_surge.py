@@ -146,7 +146,7 @@ def test_node_by_node(graph: InterestGraph, events: tuple[Tensor, Tensor]) -> No
         nothing = [a[b, ~own], a[b, :, ~own], fused[b, c, ~own], gamma[b, c, ~own], pooled.assignment[b, c, ~own]]
         assert not any(value.any() for value in nothing)
         if not own.any():
-            assert not (pooled.vector[b, c].any() or pooled.score[b, c].any())
+            assert not torch.cat([pooled.vector[b, c].flatten(), pooled.score[b, c]]).any()
             continue
         edges = slow_adjacency(graph, x[b, own])
         nodes, weight = slow_fuse(graph, x[b, own], edges, query[b, c])

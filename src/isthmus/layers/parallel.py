@@ -53,6 +53,9 @@ class Recurrent(nn.Module):
         super().__init__()
         self.gru = nn.GRU(width, dim, batch_first=True)
         self.start = nn.Parameter(torch.zeros(dim))
+        if width % dim == 0:
+            with torch.no_grad():  # what is new starts as the event itself: states of few steps of training already say what was seen
+                self.gru.weight_ih_l0[2 * dim :] = torch.eye(dim).repeat(1, width // dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, width), the oldest event first -> (N, L, dim)."""

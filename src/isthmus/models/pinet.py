@@ -10,14 +10,15 @@ For a row of domain A, whose account has events in A and events 1 ... t in B:
     c_k  = tanh(W_c h_B,i + U_c s_i-1 + V_c u_k + b_c)                  what is new                                  (eq. 4)
     s_i  = mean over k of f_k c_k + (1 - f_k) s_i-1                     shared-account filter unit                   (eq. 5, 6)
     z    = the last state of a GRU over s_1 ... s_t                     cross-domain transfer unit                   (eq. 7)
-    score(item) = w_item' [h_A, z] + b_item                                                                          (eq. 8)
+    score(item) = [e_item, e_item]' [h_A, z] + b_A,item                                                              (eq. 8)
 
 u_1 ... u_K are learnt: nobody knows who shares an account.  Each domain has a filter and a transfer unit of its own for what comes
 in.  For clicks the level of the domain is added.
 
-Deviations: h_A is the state at the moment predicted, not the one at the time of event i; domains share one table of items, whose
-fields stand beside the id, and w; with more than two domains events of all others pass the filter in order of time; an account without
-events elsewhere has z = 0; a GRU's start is learnt.
+Deviations: h_A is the state at the moment predicted, not the one at the time of event i; domains share one table of items, and e is
+both what a GRU reads (with its fields side by side) and what states are compared with (their sum), which the paper learns apart; with
+more than two domains events of all others pass the filter in order of time; an account without events elsewhere has z = 0; a GRU's
+start is learnt, and what is new in a state starts as the event itself.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Levels
-from isthmus.layers.bridges import choose
+from isthmus.layers.bridges import Factors, choose
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import Offsets, PerDomain, domain_of_rows, grouped_linear
 from isthmus.layers.features import EntityFields
@@ -64,6 +65,8 @@ class _AccountFilter(Stacked):
         self.event, self.before, self.latent, self.own = weight(2 * dim), weight(2 * dim), weight(2 * dim), weight(dim)
         self.users = nn.Parameter(torch.randn(domains, users, dim))  # far apart: users who start alike stay alike
         self.bias = nn.Parameter(torch.zeros(domains, 2 * dim))
+        with torch.no_grad():  # what is new starts as the event itself, as in ``Recurrent``
+            self.event[:, dim:] = torch.eye(dim)
 
     def forward(self, event: Tensor, own: Tensor, offsets: Offsets) -> Tensor:
         """States elsewhere (N, L, dim) and own ones (N, dim), rows ordered by domain -> (N, L, dim)."""
@@ -80,7 +83,8 @@ class _AccountFilter(Stacked):
 
 
 import os
-V = eval(os.environ.get("V", "(0,.1,.1)"))
+
+V = int(os.environ.get("V", "0"))
 
 
 class PiNet(Retriever):
@@ -108,13 +112,8 @@ class PiNet(Retriever):
             raise ConfigError(f"users = {users}", "1 or more latent users of an account", "try 4")
         self.dim, self.dropout, domains = dim, dropout, len(schema.domains)
         self.levels = Levels(schema)
-        self.items = EntityFields(schema.item, dim, id_dropout=id_dropout, std=V[2])
-        self.weights = EntityFields(schema.item, 2 * dim + 1, id_dropout=id_dropout, std=V[1])
-        from isthmus.layers.bridges import Factors
-        if V[0]:
-            self.own = Factors(schema.item, domains, 2 * dim if V[0] == 2 else 0)
-            with torch.no_grad():
-                self.own.weight.zero_()
+        self.items = EntityFields(schema.item, dim, id_dropout=id_dropout, std=0.1)
+        self.biases = Factors(schema.item, domains, 0)  # biases alone
         self.encoders = ParallelEncoders(domains, self.items.fields * dim, dim)
         self.filters = _AccountFilter(domains, dim, users)
         self.transfers = PerDomain(domains, lambda: Recurrent(dim, dim))
@@ -128,9 +127,12 @@ class PiNet(Retriever):
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """Item codes (...) and domain indices of the same shape -> (..., 2 dim + 2)."""
-        weight = self.weights(item).sum(-2)
-        if V[0]:
-            weight = weight + (self.own(item, domain) if V[0] == 2 else F.pad(self.own(item, domain), (2 * self.dim, 0)))
+        shared, own = self.items(item).sum(-2), self.weights(item, domain)
+        if V == 1:
+            own = F.pad(own[..., -1:], (2 * self.dim, 0))
+        if V == 2:
+            own = own * 0
+        weight = torch.cat([shared, shared, torch.zeros_like(own[..., :1])], -1) + own
         return torch.cat([weight, torch.ones_like(weight[..., :1])], -1)
 
     def transferred(self, batch: Batch, own: Tensor, other: States) -> Tensor:

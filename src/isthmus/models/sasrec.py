@@ -56,7 +56,7 @@ class SASRec(Sequential):
         self.needs = Needs(merged_history=True) if merged else Needs(history=True)  # type: ignore[misc]
 
     def states(self, batch: Batch) -> Tensor:
-        """(B, L, dim), the state after each event."""
+        """(B, L, dim), or dim + 1: the state after each event."""
         left = Left.of(batch)
         return self.vectors.states(left.right(self.encoder(self.vectors.events(left))))
 

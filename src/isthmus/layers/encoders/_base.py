@@ -5,9 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
+
+
+class Places(nn.Module):
+    """A learnt vector for each place of a sequence, counted from its begin.
+
+    Args:
+        length: places that are told apart; later ones are the last.
+        dim: width of a vector.
+    """
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, T, dim), each slot with its place added."""
+        return x + self.place[torch.arange(x.shape[1], device=x.device).clamp_max(len(self.place) - 1)]
 
 
 class Encoder(nn.Module, ABC):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
-from isthmus.layers.encoders._base import Encoder
+from isthmus.layers.encoders._base import Encoder, Places
 
 
 class SelfAttention(Encoder):
@@ -24,28 +23,27 @@ class SelfAttention(Encoder):
         dim: width of an event and of a state.
         blocks: how many.
         heads: must divide ``dim``.
-        length: places that are told apart; later ones are the last.
+        length: places that are told apart; later ones are the last.  0: none are, events bring their own.
         dropout: share of activations dropped in training.
 
     Raises:
-        ConfigError: ``heads`` does not divide ``dim``, no place, or a dropout outside [0, 1).
+        ConfigError: ``heads`` does not divide ``dim``, fewer than 0 places, or a dropout outside [0, 1).
     """
 
     def __init__(self, dim: int, *, blocks: int = 2, heads: int = 1, length: int = 51, dropout: float = 0.2) -> None:
         super().__init__(dim, dropout=dropout)
         if heads < 1 or dim % heads:
             raise ConfigError(f"dim = {dim}, heads = {heads}", "heads that divide dim", "try heads=1")
-        if length < 1 or blocks < 1:
-            raise ConfigError(f"length = {length}, blocks = {blocks}", "1 or more", "use the defaults")
-        self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
+        if length < 0 or blocks < 1:
+            raise ConfigError(f"length = {length}, blocks = {blocks}", "0 or more places, 1 or more blocks", "use the defaults")
+        self.place = Places(length, dim) if length else None
         self.first, self.last = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(_Block(dim, heads, dropout) for _ in range(blocks))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
-        place = torch.arange(x.shape[1], device=x.device).clamp_max(len(self.place) - 1)
-        x = self.dropout(self.first(x + self.place[place]))
+        x = self.dropout(self.first(x if self.place is None else self.place(x)))
         for block in self.blocks:
             x = block(x)
         return self.last(x)

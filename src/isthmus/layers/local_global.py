@@ -1,0 +1,64 @@
+"""``LocalGlobal``: what MAN has of every item twice, in its domain's own space and in the one of all domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.layers.domain_items import DomainItems
+from isthmus.layers.encoders import make_encoder
+from isthmus.layers.encoders._base import Encoder, Places
+from isthmus.layers.features import EntityFields
+from isthmus.layers.sequence import Left
+from isthmus.layers.table import DomainTable
+from isthmus.schema import Schema
+
+
+class LocalGlobal(nn.Module):
+    """Events and candidates in both spaces, and the global states.
+
+    ::
+
+        local  = [the item's vector in its domain || the domain]
+        global = [sum of the item's id and fields || the domain]
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of an item's vector.
+        domain_dim: width of the domain's beside it.
+        encoder: name of a file in ``isthmus.layers.encoders``.
+        args: its hyper-parameters.
+        length: places that are told apart.
+
+    Raises:
+        ConfigError: no such encoder or hyper-parameter.
+    """
+
+    def __init__(self, schema: Schema, dim: int, domain_dim: int, encoder: str, args: Mapping[str, Any] | None, length: int) -> None:
+        super().__init__()
+        own = {"length": 0} if encoder == "sasrec" else {}  # places are added to the events here, eq. 1
+        self._encoder, self._args, self._width = encoder, {**own, **(args or {})}, dim + domain_dim
+        self.here, self.everywhere = DomainItems(schema, dim, std=0.02), EntityFields(schema.item, dim, id_dropout=0.0, std=0.02)
+        self.domain = DomainTable(len(schema.domains), domain_dim, std=0.02)
+        self.begin = nn.Parameter(torch.randn(self._width) * 0.02)
+        self.places, self.encoder = Places(length, self._width), self.make()
+
+    def make(self) -> Encoder:
+        """One more encoder of the same kind."""
+        return make_encoder(self._encoder, self._width, self._args)
+
+    def items(self, item: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and domains (...) -> local and global vectors (..., dim + domain_dim)."""
+        beside = self.domain(domain + 1)
+        return torch.cat([self.here(item, domain), beside], -1), torch.cat([self.everywhere(item).sum(-2), beside], -1)
+
+    def forward(self, left: Left) -> tuple[Tensor, Tensor, Tensor]:
+        """E_g (with places, eq. 2), S_g (eq. 4), and the events' local vectors without places; (B, T, dim + domain_dim) each."""
+        here, everywhere = self.items(left.item, left.domain)
+        begin = torch.zeros_like(here[:1])
+        begin[:, 0] = self.begin
+        shared = self.places(everywhere + begin)
+        return shared, self.encoder(shared), here + begin

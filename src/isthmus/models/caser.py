@@ -1,0 +1,65 @@
+"""Caser: the next item from convolutions over the last few events.
+
+Tang, Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM 2018.
+
+    s_t = filters over the last events,   score(i | s_t) = s_t . e_i + b_i      (eq. 10)
+
+Encoder and table are shared by all domains of a training; alone, a domain is trained by itself.  Deviations: no vector of the user
+(users may be new); candidates and events have one table; events carry their domain's vector; the loss is fit's, over all places.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from isthmus.batch import Batch, Needs
+from isthmus.layers.encoders import make_encoder
+from isthmus.layers.sequence import EventVectors, Left
+from isthmus.model import Sequential
+from isthmus.schema import Schema
+
+
+class Caser(Sequential):
+    """Horizontal and vertical convolutions over the end of the history.
+
+    Args:
+        schema: of an encoded data set.
+        dim: width of a vector.
+        window, horizontal, vertical, dropout: see ``isthmus.layers.encoders.caser``.
+        id_dropout, bias: see ``isthmus.layers.sequence.EventVectors``.
+        merged: read the history over all domains; False: the one in the row's own.
+    """
+
+    needs: ClassVar[Needs] = Needs(history=True)
+    paper: ClassVar[str] = "Tang and Wang, Convolutional Sequence Embedding (Caser), WSDM 2018"
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval", "next_item")
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        dim: int = 64,
+        window: int = 5,
+        horizontal: int = 16,
+        vertical: int = 4,
+        dropout: float = 0.2,
+        id_dropout: float = 0.0,
+        bias: bool = True,
+        merged: bool = False,
+    ) -> None:
+        super().__init__(schema)
+        self.vectors = EventVectors(schema, dim, id_dropout=id_dropout, bias=bias)
+        args = {"window": window, "horizontal": horizontal, "vertical": vertical, "dropout": dropout}
+        self.encoder = make_encoder("caser", dim, args)
+        self.needs = Needs(merged_history=True) if merged else Needs(history=True)  # type: ignore[misc]
+
+    def states(self, batch: Batch) -> Tensor:
+        """(B, L, dim), or dim + 1: the state after each event."""
+        left = Left.of(batch)
+        return self.vectors.states(left.right(self.encoder(self.vectors.events(left))))
+
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        """Item codes and domain indices (...) -> (..., dim), or dim + 1."""
+        return self.vectors.candidates(item, domain)
