@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from isthmus.batch import Batch, Output
+from isthmus.batch import Batch, Needs, Output
 from isthmus.data import split
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
@@ -132,6 +132,8 @@ def first_metric(model: Model, dataset: Dataset, task: Task, how: How) -> float:
 
 def known_world(name: str, path: Path) -> Known:
     """Three related domains; users' tastes and items' appeal decide."""
+    if name == "next_item":
+        return ordered_world(path)
     task = get_task(name)
     label, users, items, events, signal, lr = WORLDS[name]
     world = make_world(3, label=label, users=users, items=items, events=events, item_overlap=0.8, signal=signal, seed=1)
@@ -141,6 +143,46 @@ def known_world(name: str, path: Path) -> Known:
     nothing = np.full_like(truth, RATING_MEAN) if name == "rating" else np.random.default_rng(0).random(truth.shape)
     how = How(epochs=8, batch_size=256, lr=lr, negatives=8 if task.ranked else None, device="cpu", progress=False)
     low, high = (first_metric(Told(dataset, table).eval(), dataset, task, how) for table in (nothing, truth))
+    return Known(dataset, task, how, low, high)
+
+
+class Follows(Model):
+    """Scores read from a table (items, items) by the last event: what knowing what follows would be worth."""
+
+    needs: ClassVar[Needs] = Needs(history=True)
+    tasks: ClassVar[tuple[str, ...]] = ("next_item",)
+    table: Tensor
+
+    def __init__(self, dataset: Dataset, table: np.ndarray) -> None:
+        super().__init__(dataset.schema)
+        self.register_buffer("table", torch.from_numpy(table).float())
+
+    def forward(self, batch: Batch) -> Output:
+        """Looks up."""
+        assert batch.history is not None
+        return Output(self.table[batch.history[:, -1:], batch.item])
+
+
+def ordered_world(path: Path) -> Known:
+    """Three domains of one kind of order: after most events comes one of two items that follow the last one, else any."""
+    rng, users, items, length = np.random.default_rng(0), 100, 40, 15
+    follows = np.stack([rng.permutation(items), rng.permutation(items)], 1)
+    last, steps = rng.integers(0, items, (3, users)), []
+    for _ in range(length):
+        follower = follows[last, rng.integers(0, 2, last.shape)]
+        last = np.where(rng.random(last.shape) < 0.9, follower, rng.integers(0, items, last.shape))
+        steps.append(last)
+    item = np.stack(steps, 2)
+    domain, user, place = (index.ravel() for index in np.indices(item.shape))
+    columns = {"user": user, "item": item.ravel(), "domain": domain, "time": place * 1000 + rng.integers(0, 1000, len(place))}
+    log = read_events(pl.DataFrame(columns).cast({"user": pl.String, "item": pl.String, "domain": pl.String}), **{n: n for n in columns})
+    dataset = encode(log, split.global_time(log, valid=0.1, test=0.2), path)
+    code = dataset.item_vocabulary.encode(pl.Series([str(i) for i in range(items)]))
+    truth = np.zeros((dataset.schema.item.size,) * 2)
+    truth[code[:, None], code[follows]] = 1.0
+    task, how = get_task("next_item"), How(epochs=25, batch_size=128, lr=5e-3, negatives=8, device="cpu", progress=False, patience=None)
+    nothing = np.random.default_rng(0).random(truth.shape)
+    low, high = (first_metric(Follows(dataset, table).eval(), dataset, task, how) for table in (nothing, truth))
     return Known(dataset, task, how, low, high)
 
 

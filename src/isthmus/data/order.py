@@ -50,6 +50,16 @@ class Plan:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}", f"at least {least}", "correct it")
 
+    def chosen(self, domains: int) -> tuple[int, ...]:
+        """The domains to take rows from, of so many, ascending.
+
+        Raises:
+            ConfigError: an index that is none.
+        """
+        if any(not 0 <= d < domains for d in self.domains or ()):
+            raise ConfigError(f"domain indices {self.domains}", f"0 to {domains - 1}", "see schema.domain_names")
+        return tuple(range(domains) if self.domains is None else sorted(set(self.domains)))
+
 
 class Order:
     """Which rows make up batch (epoch, step).
@@ -69,10 +79,8 @@ class Order:
     def __init__(self, offsets: np.ndarray, plan: Plan, *, shuffle: bool, batch_size: int | None = None) -> None:
         domains, self.plan, self.shuffle = len(offsets) - 1, plan, shuffle
         self.batch_size = plan.batch_size if batch_size is None else batch_size
-        if any(not 0 <= d < domains for d in plan.domains or ()):
-            raise ConfigError(f"domain indices {plan.domains}", f"0 to {domains - 1}", "see schema.domain_names")
         self.subset: np.ndarray | None = None
-        chosen = range(domains) if plan.domains is None else sorted(set(plan.domains))
+        chosen = plan.chosen(domains)
         self.domain = np.array([d for d in chosen if offsets[d] < offsets[d + 1]], np.int64)
         self.first, self.size = offsets[self.domain], np.diff(offsets)[self.domain]
         self.before = np.cumsum(self.size) - self.size

@@ -70,18 +70,19 @@ class Sequences:
         cross = plan.domains is None if plan.cross is None else plan.cross
         kept = np.flatnonzero(rows.positive(dataset.schema.label, slice(0, len(rows))))
         user, domain = rows.user.take(kept).astype(np.int64), rows.domain.take(kept).astype(np.int64)
-        time = np.arange(len(kept)) if rows.time is None else rows.time.take(kept)
+        came = rows.row.take(kept)
+        time = came if rows.time is None else rows.time.take(kept)
         merged = merged and cross
         whose = user if merged else domain * dataset.schema.user.size + user
-        order = np.lexsort((kept, time, whose))
+        order = np.lexsort((came, time, whose))
         self.plan, self.length, self.rows = plan, max(1, plan.history_length), rows
         self.place, self.user, self.domain = kept[order], user[order], domain[order]
-        wanted = range(domains) if plan.domains is None else sorted(set(plan.domains))
+        wanted = plan.chosen(domains)
         begin, self._run = _runs(whose[order], time[order])
         self.known = self._run - begin
         parts = [self._cut(begin, self.domain == d, merged) for d in wanted]
         counts = np.zeros(domains, np.int64)
-        counts[list(wanted)] = [len(part) for part in parts]
+        counts[[*wanted]] = [len(part) for part in parts]
         # Of each window: its sequence's first event, its slots from and to (slot k: k events are known), its targets from and to.
         self.window = np.concatenate(parts) if parts else np.zeros((0, 5), np.int64)
         if not len(self.window):

@@ -42,11 +42,12 @@ class States:
 class Recurrent(nn.Module):
     """A GRU that gives its state after each event.
 
-    The state before the first event is learnt: one event alone then trains all weights.
+    The state before the first event is learnt: one event alone then trains all weights.  What is new in a state starts as the sum
+    of the event's fields.
 
     Args:
-        width: of an event.
-        dim: of a state.
+        width: of an event, its fields side by side.
+        dim: of a state and of a field.
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -54,8 +55,8 @@ class Recurrent(nn.Module):
         self.gru = nn.GRU(width, dim, batch_first=True)
         self.start = nn.Parameter(torch.zeros(dim))
         if width % dim == 0:
-            with torch.no_grad():  # what is new starts as the event itself: states of few steps of training already say what was seen
-                self.gru.weight_ih_l0[2 * dim :] = torch.eye(dim).repeat(1, width // dim)
+            with torch.no_grad():  # a last state is heard early in training when it starts as what was seen, not as a mixture of it
+                self.gru.get_parameter("weight_ih_l0")[2 * dim :] = torch.eye(dim).repeat(1, width // dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, width), the oldest event first -> (N, L, dim)."""

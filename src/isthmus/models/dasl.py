@@ -18,8 +18,7 @@ Dual attention.  For a row of domain A with candidate v, and states h of a GRU i
 Deviations: X = O_A' O_B with an orthogonal O for each domain (a Cayley transform, orthogonal at every step, not by a penalty), so that
 there may be any number of domains; with more than two, p and s from elsewhere are those of all others together, p weighted by
 events; a user without events elsewhere has none of either; embeddings are learnt along with all the rest, not before it; domains
-share one table of items; a GRU's start is learnt, and what is new in
-a state starts as the event itself.
+share one table of items; a GRU's start is learnt, and what is new in a state starts as the event itself.
 """
 
 from __future__ import annotations

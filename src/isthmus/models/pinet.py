@@ -82,17 +82,12 @@ class _AccountFilter(Stacked):
         return torch.stack(states, 1)
 
 
-import os
-
-V = int(os.environ.get("V", "0"))
-
-
 class PiNet(Retriever):
     """A GRU per domain; what passes the account filter is added by another one.
 
     Args:
         schema: of an encoded data set.
-        dim: width of an item's vectors and of all states.
+        dim: width of an item's vector and of all states.
         users: K, latent users of an account, at least one.
         dropout: share of [h_A, z] dropped in training.
         id_dropout: share of item ids replaced by "unknown" in training.
@@ -127,13 +122,8 @@ class PiNet(Retriever):
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """Item codes (...) and domain indices of the same shape -> (..., 2 dim + 2)."""
-        shared, own = self.items(item).sum(-2), self.weights(item, domain)
-        if V == 1:
-            own = F.pad(own[..., -1:], (2 * self.dim, 0))
-        if V == 2:
-            own = own * 0
-        weight = torch.cat([shared, shared, torch.zeros_like(own[..., :1])], -1) + own
-        return torch.cat([weight, torch.ones_like(weight[..., :1])], -1)
+        vector, bias = self.items(item).sum(-2), self.biases(item, domain)
+        return torch.cat([vector, vector, bias, torch.ones_like(bias)], -1)
 
     def transferred(self, batch: Batch, own: Tensor, other: States) -> Tensor:
         """z (B, dim), of the rows' own states (B, dim) and of those elsewhere; zeros for rows without any."""
