@@ -41,7 +41,7 @@ class LocalGlobal(nn.Module):
         super().__init__()
         own = {"length": 0} if encoder == "sasrec" else {}  # places are added to the events here, eq. 1
         self._encoder, self._args, self._width = encoder, {**own, **(args or {})}, dim + domain_dim
-        self.here, self.everywhere = DomainItems(schema, dim, std=0.02), EntityFields(schema.item, dim, id_dropout=0.0, std=0.02)
+        self.here, self.everywhere = DomainItems(schema, dim, std=0.1), EntityFields(schema.item, dim, id_dropout=0.0, std=0.1)
         self.domain = DomainTable(len(schema.domains), domain_dim, std=0.02)
         self.begin = nn.Parameter(torch.randn(self._width) * 0.02)
         self.places, self.encoder = Places(length, self._width), self.make()

@@ -73,7 +73,7 @@ class MAN(Model):
         item_similarity: bool = True,
         sequence_fusion: bool = True,
         group_prototypes: bool = True,
-        hidden: Sequence[int] = (20, 10),
+        hidden: Sequence[int] = (100, 64),
         length: int = 51,
     ) -> None:
         super().__init__(schema)
