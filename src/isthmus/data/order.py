@@ -13,7 +13,7 @@ from isthmus.errors import ConfigError
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
-ROWS, NEGATIVES, CHUNKS = 1, 2, 3  # streams of randomness from one seed
+ROWS, NEGATIVES, CHUNKS, TIES = 1, 2, 3, 4  # streams of randomness from one seed
 
 
 @dataclass(frozen=True)

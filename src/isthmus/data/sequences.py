@@ -3,10 +3,10 @@
 A row with its own history computes a user's whole sequence again for each of her events.  A window computes it once, and its
 state after every event is asked for what came next: the same questions, at a share of the cost.
 
-A sequence is what one user did in one domain in order of time (events of one moment in the order they came), or, merged, what she did in
-all domains, asked for her events in one of them.  What comes after the k-th event is asked at the state that knows all that
-was strictly before it: after the last event of an earlier moment, as where a model is judged; before them all there is a state that knows
-nothing.  Sequences longer than a window are cut into several, from the end.
+A sequence is what one user did in one domain in order of time, or, merged, what she did in all domains, asked for her events in one of
+them.  Each event is asked at the state after the one before it; before the first there is a state that knows nothing.  Events of one
+moment have no order: every epoch puts them in another one, so that each of them learns from the others (``docs/log.md`` has what that is
+worth; events of a domain without times keep the order they came in).  Sequences longer than a window are cut into several, from the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.data.order import CHUNKS, Order, Plan
+from isthmus.data.order import CHUNKS, TIES, Order, Plan
 from isthmus.errors import DataError
 
 if TYPE_CHECKING:
@@ -76,66 +76,81 @@ class Sequences:
         whose = user if merged else domain * dataset.schema.user.size + user
         order = np.lexsort((came, time, whose))
         self.plan, self.length, self.rows = plan, max(1, plan.history_length), rows
-        self.place, self.user, self.domain = kept[order], user[order], domain[order]
+        self.place, self.user = kept[order], user[order]
         wanted = plan.chosen(domains)
-        begin, self._run = _runs(whose[order], time[order])
-        self.known = self._run - begin
-        parts = [self._cut(begin, self.domain == d, merged) for d in wanted]
+        begin, self._moment = self._runs(whose[order], time[order])
+        parts = [self._cut(begin, domain[order] == d, merged) for d in wanted]
         counts = np.zeros(domains, np.int64)
         counts[[*wanted]] = [len(part) for part in parts]
-        # Of each window: its sequence's first event, its slots from and to (slot k: k events are known), its targets from and to.
-        self.window = np.concatenate(parts) if parts else np.zeros((0, 5), np.int64)
+        # Of each window: where its sequence begins, and its slots from and to; slot k knows k events and is asked for the next one.
+        self.window = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
         if not len(self.window):
             raise DataError("no training event in these domains", "at least one", "choose other domains")
         mean = float((self.window[:, 2] - self.window[:, 1]).mean())
         self._each = max(1, round(plan.batch_size / mean))  # windows of a batch, on average
         bounds = np.append(0, np.cumsum(counts))
         self._bounds, self._order = bounds, Order(bounds, plan, shuffle=True, batch_size=self._each * GROUP)
-        self._last: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self._group_of: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self._placed_of: tuple[int, np.ndarray] | None = None
         self.steps = -(-len(self.window) // self._each)
 
     def batch(self, epoch: int, step: int) -> Windows:
         """The windows of a step."""
         group, number = divmod(step, GROUP)
-        if self._last is None or self._last[0] != (epoch, group):
-            self._last = (epoch, group), self._group(epoch, group)
-        return self.windows(self._last[1][number])
+        if self._group_of is None or self._group_of[0] != (epoch, group):
+            self._group_of = (epoch, group), self._group(epoch, group)
+        return self._windows(self._group_of[1][number], self._placed(epoch))
 
-    def windows(self, chosen: np.ndarray) -> Windows:
-        """Chosen windows (B,), ascending, as arrays."""
-        begin, first, end, low, high = self.window[chosen].T
-        width = int((end - first).max())
+    def _windows(self, chosen: np.ndarray, place: np.ndarray) -> Windows:
+        """Chosen windows (B,), ascending, as arrays; ``place`` are the epoch's events."""
+        begin, first, end = self.window[chosen].T
+        size = end - first
+        width = int(size.max())
         at = end[:, None] - width + np.arange(width)  # how many events each slot knows
-        event = np.where((at > 0) & (at >= first[:, None]), self.place.take(begin[:, None] + at - 1, mode="clip"), -1)
-        count = high - low
-        row = np.repeat(np.arange(len(chosen)), count)
-        target = np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
+        asked = at >= first[:, None]
+        event = np.where((at > 0) & asked, place.take(begin[:, None] + at - 1, mode="clip"), -1)
+        target = place.take((begin[:, None] + at)[asked])
         domain = np.searchsorted(self._bounds, chosen, side="right") - 1
-        own = self.domain[target] == domain[row]  # merged: only what the domain asks for
-        row, target = row[own], target[own]
-        slot = row * width + self.known[target] - (end[row] - width)
+        whose = np.repeat(domain, size)
+        own = self.rows.domain.take(target) == whose  # merged: only what the domain asks for
         parts = np.arange(len(self._bounds))
         return Windows(
             user=self.user[begin],
             domain=domain,
             offsets=np.searchsorted(domain, parts),
             event=event,
-            slot=slot,
-            target=self.place[target],
-            target_offsets=np.searchsorted(domain[row], parts),
+            slot=np.flatnonzero(asked)[own],
+            target=target[own],
+            target_offsets=np.searchsorted(whose[own], parts),
         )
 
+    def _placed(self, epoch: int) -> np.ndarray:
+        """(N,) the events' positions in the training part: those of a moment in an order of the epoch's own."""
+        if self._placed_of is None or self._placed_of[0] != epoch:
+            rng = np.random.Generator(np.random.Philox(key=[self.plan.seed, TIES], counter=[0, 0, 0, epoch]))
+            order = np.argsort(self._moment + rng.random(len(self._moment)), kind="stable")
+            self._placed_of = epoch, self.place[order]
+        return self._placed_of[1]
+
     def _cut(self, begin: np.ndarray, asked: np.ndarray, merged: bool) -> np.ndarray:
-        """(W, 5) windows of all sequences that have an event asked for."""
+        """(W, 3) windows that have an event asked for, of the sequences that begin so."""
         begin, size = np.unique(begin if merged else begin[asked], return_counts=True)
         pieces = -(-size // self.length)
         of = np.repeat(np.arange(len(size)), pieces)
         end = size[of] - (pieces[of] - 1 - _counting(pieces)) * self.length
         start = np.maximum(end - self.length, 0)
-        # The run of an event is, counted from its sequence's first one, the state that it is asked at: in order of event they ascend.
-        low, high = (np.searchsorted(self._run, begin[of] + cut) for cut in (start, end))
         total = np.append(0, np.cumsum(asked))
-        return np.stack([begin[of], start, end, low, high], 1)[total[high] > total[low]]
+        return np.stack([begin[of], start, end], 1)[total[begin[of] + end] > total[begin[of] + start]]
+
+    def _runs(self, whose: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each event, in order of sequence and time: where its sequence begins, and where the events of its moment and window do."""
+        place = np.arange(len(whose))
+        new = _changes(whose)
+        begin = np.maximum.accumulate(np.where(new, place, 0))
+        size = np.diff(np.append(np.flatnonzero(new), len(whose)))
+        piece = (place - begin + -np.repeat(size, size) % self.length) // self.length
+        later = new | _changes(time) | _changes(piece)
+        return begin, np.maximum.accumulate(np.where(later, place, 0))
 
     def _group(self, epoch: int, group: int) -> list[np.ndarray]:
         """The windows of up to ``GROUP`` steps: each step's, ascending."""
@@ -154,13 +169,9 @@ class Sequences:
         return [found[n] for n in rng.permutation(parts)]
 
 
-def _runs(whose: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each event, in order of sequence and time: where its sequence begins, and where the events of its moment do."""
-    place = np.arange(len(whose))
-    new = np.append(True, whose[1:] != whose[:-1])[: len(whose)]
-    later = new | np.append(True, time[1:] != time[:-1])[: len(whose)]
-    begin, run = (np.maximum.accumulate(np.where(mark, place, 0)) for mark in (new, later))
-    return begin, run
+def _changes(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: the first value, and each that differs from the one before."""
+    return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
 def _counting(sizes: np.ndarray) -> np.ndarray:
