@@ -1,16 +1,22 @@
-"""What benchmarks share when they train another library: getting it, and feeding it some batches at a time."""
+"""What benchmarks share when they train another library: getting it, feeding it some batches at a time, timing it in rounds."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 PEERS = Path(__file__).parent / ".peers"
 RECHUB = ("torch-rechub==0.9.0", "tqdm")
+LIGHTNING = ("pytorch-lightning==2.5.2", "torchmetrics==1.9.0", "lightning-utilities==0.15.3", "pyyaml", "tqdm")
+RECTOOLS = ("rectools==0.18.0", "pm-implicit==0.7.3", "typeguard==4.6.0", "fastrlock==0.8.4", "attrs", *LIGHTNING)
 
 
 class Part:
@@ -46,3 +52,78 @@ def install(folder: str, packages: tuple[str, ...]) -> None:
             raise ImportError((lines or ["pip failed"])[0])
     if str(PEERS) not in sys.path:
         sys.path.insert(0, str(PEERS))
+
+
+class Clock:
+    """A trainer's side of a benchmark in rounds, in a process of its own; ``Worker`` is the other side.
+
+    A trainer that trains without end calls it before each batch.  It waits there between rounds: what is between two calls is a whole
+    step, loader included.  In come the steps of a round, a line each; out comes a line of JSON for the warm-up, and for each round.
+
+    Args:
+        warm: steps before the first round.
+    """
+
+    def __init__(self, warm: int = 3) -> None:
+        self.out, sys.stdout = sys.stdout, sys.stderr  # whatever peers print
+        self._start(warm)
+
+    def __call__(self, sequences: int, targets: int) -> None:
+        """Before a batch.
+
+        Raises:
+            SystemExit: there is no further round.
+        """
+        if not self.left:
+            seconds = time.perf_counter() - self.begin
+            loss = sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)
+            told = {"rate": self.sequences / seconds, "targets": self.targets / self.sequences, "loss": loss}
+            print(json.dumps(told), file=self.out, flush=True)
+            self._start(int(sys.stdin.readline() or sys.exit()))
+        self.left -= 1
+        self.sequences += sequences
+        self.targets += targets
+
+    def learnt(self, loss: Tensor) -> None:
+        """After a batch: its loss, which is read when the round is over."""
+        self.losses.append(loss.detach())
+
+    def _start(self, steps: int) -> None:
+        self.left, self.sequences, self.targets = steps, 0, 0
+        self.losses: list[Tensor] = []
+        self.begin = time.perf_counter()
+
+
+class Worker:
+    """A trainer's process, as its parent sees it.
+
+    Args:
+        command: of the process, which makes a ``Clock``; to say why it cannot train, it prints a line and ends.
+        errors: the file that takes what it says besides.
+
+    Attributes:
+        missing: why it cannot be had; "" when it can.
+        rounds: what the clock told of the warm-up, and of each round: sequences per second, targets per sequence, mean loss.
+    """
+
+    def __init__(self, command: list[str], errors: Path) -> None:
+        with errors.open("w") as file:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True)
+        said, self.rounds = self._read(), list[dict[str, float]]()
+        self.missing = "" if said.startswith("{") else said or (errors.read_text().strip() or "it ended").splitlines()[-1]
+        if not self.missing:
+            self.rounds.append(json.loads(said))
+
+    def run(self, steps: int) -> None:
+        """Another round."""
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        self.rounds.append(json.loads(self._read()))
+
+    def end(self) -> None:
+        """Lets the process go."""
+        self.process.communicate()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()

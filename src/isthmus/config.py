@@ -27,6 +27,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "metrics": (list,),
     "ledger_metrics": (list,),
     "refit": (bool,),
+    "sampled": (int,),
     "resamples": (int,),
     "data": (dict,),
     "split": (dict,),
@@ -126,7 +127,7 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe", folder: Path = P
     if "source" not in data:
         raise ConfigError(f"{where}: [data] names no source", 'source = "table" (your own files), or a public set', "add it")
     split = dict(raw.get("split", {}))
-    optional = {key: raw[key] for key in ("title", "task", "refit", "resamples", "fit") if key in raw}
+    optional = {key: raw[key] for key in ("title", "task", "refit", "sampled", "resamples", "fit") if key in raw}
     optional |= {key: _names(raw[key], f"{where}: {key}") for key in ("metrics", "ledger_metrics") if key in raw}
     if "seeds" in raw:
         if not all(isinstance(s, int) and s >= 0 for s in raw["seeds"]):

@@ -103,6 +103,7 @@ class Part:
 
     Attributes:
         insights: look inside the fitted models too.
+        sampled: items that those chosen are ranked among, see ``Recipe.sampled``.
     """
 
     spec: ModelSpec
@@ -113,6 +114,7 @@ class Part:
     refit: bool
     data_key: str
     insights: bool = False
+    sampled: int | None = None
 
     def describe(self) -> str:
         """One line for people."""
@@ -130,6 +132,7 @@ class Part:
         how = {k: v for k, v in dataclasses.asdict(self.how).items() if k not in HARMLESS and v != usual[k]}
         asked = {"name": self.spec.name, "args": self.spec.args, "grid": self.spec.grid, "how": how}
         place = {"scope": self.scope, "seed": self.seed, "task": self.task.name, "refit": self.refit, "data": self.data_key}
+        place |= {} if self.sampled is None else {"sampled": self.sampled}
         return digest({**asked, **place, "format": FORMAT})
 
     def finished(self, out: Path) -> bool:
@@ -151,7 +154,7 @@ class Part:
             run, choice, on_valid = self._choose(folder, data, group)
             valid.append(on_valid)
             last = data.final if self.refit else data.select
-            test.append(score(run.model, last, "test", task=self.task, how=run.how, domains=group.scored))
+            test.append(self._score(run, last, "test", group))
             choices.append(choice)
             insights += self._look(run, last, group) if self.insights else []
         Scores.concat(valid).save(folder / "valid.parquet")
@@ -176,13 +179,17 @@ class Part:
         assert best is not None  # a grid has at least the empty point
         point, run, place = best
         chosen, epochs = run.best, run.best.epoch + 1
-        on_valid = score(run.model, data.select, "valid", task=self.task, how=run.how, domains=group.scored)
+        on_valid = self._score(run, data.select, "valid", group)
         if self.refit:
             model = build(self.spec.name, data.final.schema, {**self.spec.args, **args_of(point)}, seed=self.seed)
             last = dataclasses.replace(run.how, stop=epochs, patience=None)
             run = fit(model, data.final, self.task, last, folder / group.folder("final"), resume=True)
         choice = {"domains": group.domains, "targets": group.targets, "point": point, "epochs": epochs, "valid": chosen.value}
         return run, choice | {"run": place}, on_valid
+
+    def _score(self, run: Run, dataset: Dataset, part: str, group: Group) -> Scores:
+        among: dict[str, Any] = {} if self.sampled is None else {"candidates": "sampled", "sampled": self.sampled}
+        return score(run.model, dataset, part, task=self.task, how=run.how, domains=group.scored, **among)
 
     @staticmethod
     def _look(run: Run, dataset: Dataset, group: Group) -> list[Insight]:
@@ -202,7 +209,7 @@ def parts(recipe: Recipe, task: Task, data: Data) -> Iterator[Part]:
         for scope in spec.scopes:
             for seed in recipe.seeds[:1] if shallow else recipe.seeds:
                 look = not shallow and scope != SINGLE and seed == recipe.seeds[0]
-                yield Part(spec, scope, seed, how, task, recipe.refit, data_key, look)
+                yield Part(spec, scope, seed, how, task, recipe.refit, data_key, look, recipe.sampled)
 
 
 def part_folder(out: Path, label: str, scope: str, seed: int) -> Path:

@@ -33,6 +33,8 @@ class Recipe:
         metrics: what is printed, the first one decides; None: the task's.
         ledger_metrics: those that get verdicts, all in one family; None: the first of ``metrics``.
         refit: after choosing on validation, train once more on train + validation.
+        sampled: rank what was chosen among so many items drawn uniformly from the domain, none that the user has seen, as published tables
+            often have it; None: among the whole catalogue, or the lists that come with the data.
         resamples: bootstrap resamples of users.
         paper: the published table that it reproduces, or None.
         cells: the same lines on several data sets or splits; none: on one.
@@ -51,6 +53,7 @@ class Recipe:
     metrics: tuple[str, ...] | None = None
     ledger_metrics: tuple[str, ...] | None = None
     refit: bool = False
+    sampled: int | None = None
     resamples: int = 2000
     paper: Paper | None = None
     cells: tuple[Cell, ...] = ()
@@ -67,6 +70,8 @@ class Recipe:
                     f"{spec.label!r} has control {spec.control!r}", f"'{SINGLE}' or another label", nearest(str(spec.control), others)
                 )
             _check_against(spec, self.entries)
+        if self.sampled is not None and self.sampled < 1:
+            raise ConfigError(f"sampled = {self.sampled}", "1 or more items", "leave it out to rank the whole catalogue")
         if not self.models:
             raise ConfigError("a recipe without models", "at least one [[models]]", "add one; `isthmus models` lists them")
         if not self.seeds:
@@ -194,6 +199,8 @@ def check(recipe: Recipe, task: Task, schema: Schema) -> None:
         raise ConfigError(
             f"task {task.name!r} on {schema.label!r} labels", f"labels of kind {task.labels}", f"task = {default_task(schema).name!r}"
         )
+    if recipe.sampled is not None and not task.ranked:
+        raise ConfigError(f"sampled = {recipe.sampled} for task {task.name!r}", "a task that ranks candidates", "leave it out")
     for spec in recipe.models:
         model, known = get_model(spec.name), settings(spec.name)
         if task.name not in model.tasks:

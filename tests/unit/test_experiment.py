@@ -310,3 +310,23 @@ def test_the_data_s_key_sees_context_and_what_a_domain_shows(world: World) -> No
     frames = [dataclasses.replace(events, context={"x": ContextColumn(values)}) for values in (plain, plain + 1)]
     shown = [dataclasses.replace(events, shows=[np.arange(n, dtype=np.int32)] * 2) for n in (3, 4)]
     assert len({fingerprint(e) for e in (events, *frames, *shown)}) == 5
+
+
+def test_choices_are_ranked_among_sampled_items_when_asked(tmp_path: Path) -> None:
+    world = make_world(("big", "tiny"), users=(80, 60), items=60, events=(900, 500), label="implicit", seed=3)
+    line = ModelSpec("popularity", control=None)
+    recipe = Recipe("x", "frame", (line,), task="next_item", sampled=20, seeds=(0,), fit=QUICK, resamples=50)
+    compare(recipe, tmp_path, events=world.events, say=lambda _: None)
+    for part in ("valid", "test"):
+        scores = Scores.load(tmp_path / "parts" / "popularity" / "joint" / "0" / f"{part}.parquet")
+        assert scores.kind == "sampled"
+        assert set(scores.frame.group_by("group", "domain").len()["len"]) == {21}
+    whole = dataclasses.replace(recipe, sampled=None)
+    compare(whole, tmp_path / "whole", events=world.events, say=lambda _: None)
+    keys = [storage.read_json(folder / "parts/popularity/joint/0/part.json")["key"] for folder in (tmp_path, tmp_path / "whole")]
+    assert keys[0] != keys[1], "another question"
+    with pytest.raises(ConfigError, match="1 or more items"):
+        dataclasses.replace(recipe, sampled=0)
+    clicks = make_world(("big", "tiny"), users=(80, 60), items=60, events=(900, 500), seed=3)
+    with pytest.raises(ConfigError, match="a task that ranks candidates"):
+        compare(dataclasses.replace(recipe, task="ctr"), tmp_path / "clicks", events=clicks.events, say=lambda _: None)

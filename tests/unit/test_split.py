@@ -97,17 +97,18 @@ def test_global_time_refusals():
 
 
 @settings(max_examples=200, deadline=None)
-@given(tables, st.booleans(), st.sampled_from([3, 5]))
-def test_leave_last_takes_the_last_of_each_user_and_domain(table, timed, least):
+@given(tables, st.booleans(), st.sampled_from([3, 5]), st.booleans())
+def test_leave_last_takes_the_last_of_each_user_and_domain_or_of_each_user(table, timed, least, across):
     user, domain, time = (np.array(c) for c in zip(*table, strict=True))
-    events = make(user, domain, time if timed else None)
+    events, whose = make(user, domain, time if timed else None), user if across else user * 3 + domain
     try:
-        got = split.leave_last(events, least)
+        got = split.leave_last(events, least, across=across)
     except SplitError:
-        assert max(np.unique(user * 3 + domain, return_counts=True)[1]) < least
+        assert max(np.unique(whose, return_counts=True)[1]) < least
         return
-    for pair in np.unique(user * 3 + domain):
-        rows = np.flatnonzero(user * 3 + domain == pair)
+    assert got.params.get("across", False) == across
+    for pair in np.unique(whose):
+        rows = np.flatnonzero(whose == pair)
         if len(rows) < least:
             assert (got.part[rows] == TRAIN).all()
             continue

@@ -200,23 +200,27 @@ def global_time(
     return made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
 
 
-def leave_last(events: Events, min_events: int = 3, seed: int = 0) -> Split:
+def leave_last(events: Events, min_events: int = 3, seed: int = 0, across: bool = False) -> Split:
     """For each user in each domain: the last event is test, the one before it validation, the rest train.
+
+    With ``across``: for each user, the last of her events in all domains is test, whatever its domain, and the one before it validation.
 
     Events at the same moment count in stored order.  Without times the two are drawn at random (and
     ``params`` says so).  All events count, whatever their label.
 
     Args:
         events: the events.
-        min_events: a user with fewer events in a domain keeps all of them there for training; at least 3.
+        min_events: a user with fewer events in a domain (``across``: in all of them) keeps all of them there for training; at least 3.
         seed: for events without times.
+        across: one sequence per user, not one per user and domain.
 
     Raises:
         SplitError: no user has enough events, or ``min_events`` is below 3.
     """
     if min_events < 3:
         raise SplitError(f"min_events={min_events}", "at least 3: one event each for train, valid and test", "raise it")
-    pair = events.user.astype(np.int64) * len(events.schema.domains) + events.domain
+    user = events.user.astype(np.int64)
+    pair = user if across else user * len(events.schema.domains) + events.domain
     moment = np.random.default_rng(seed).random(len(pair)) if events.time is None else events.time
     order = np.lexsort((moment, pair))
     last = np.flatnonzero(np.diff(pair[order], append=-1))
@@ -225,7 +229,7 @@ def leave_last(events: Events, min_events: int = 3, seed: int = 0) -> Split:
     part[order[last[enough]]] = TEST
     part[order[last[enough] - 1]] = VALID
     chosen = {"order": "time"} if events.time is not None else {"order": "random, for want of times", "seed": seed}
-    return made(events, part, "leave_last", {"min_events": min_events, **chosen})
+    return made(events, part, "leave_last", {"min_events": min_events, **({"across": True} if across else {}), **chosen})
 
 
 def cold_users(

@@ -245,5 +245,5 @@ def through(parts: PerDomain, offsets: Sequence[int], run: Callable[[LocalPart, 
     """Runs every domain's part on its own rows, and puts the results behind each other."""
     found = [run(cast("LocalPart", parts.copies[domain]), slice(start, end)) for domain, start, end in slices(offsets)]
     shares = [m.share for m in found if m.share is not None]
-    rows = (torch.cat([getattr(m, name) for m in found]) for name in ("item", "fused", "group", "local"))
-    return Mixed(*rows, torch.cat(shares) if shares else None)
+    item, fused, group, local = (torch.cat([getattr(m, name) for m in found]) for name in ("item", "fused", "group", "local"))
+    return Mixed(item, fused, group, local, torch.cat(shares) if shares else None)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.layers.checks import require_share
-from isthmus.layers.features import EntityFields
 from isthmus.layers.domain_items import ItemBias
+from isthmus.layers.features import EntityFields
 from isthmus.layers.table import DomainTable
 from isthmus.schema import PADDING, Schema
 

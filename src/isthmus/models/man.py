@@ -22,20 +22,26 @@ side with a dot product, which can be indexed and learns from all places of a se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from isthmus.batch import Batch, Needs, Output
+from isthmus.data.samples import samples
+from isthmus.insight import Insight
 from isthmus.layers.biases import Levels
 from isthmus.layers.domain import PerDomain
-from isthmus.layers.mixed_attention import GroupPrototypes, LocalPart, Mixed, through
+from isthmus.layers.group_looks import ROWS, group_looks
 from isthmus.layers.local_global import LocalGlobal
+from isthmus.layers.mixed_attention import GroupPrototypes, LocalPart, Mixed, through
 from isthmus.layers.mlp import MLP
 from isthmus.layers.sequence import Left
-from isthmus.model import Model
+from isthmus.model import Model, evaluating
 from isthmus.schema import Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
 
 
 class MAN(Model):
@@ -109,3 +115,10 @@ class MAN(Model):
         if self.training and self.groups is not None:
             terms["groups"] = self.groups.disentangle()
         return Output(logit.view(batch.item.shape) + self.levels.level[batch.domain, None], terms)
+
+    def insights(self, dataset: Dataset) -> list[Insight]:
+        """Figure 4: how much each domain's users are of each group, and the users by their pooled group representations."""
+        if self.groups is None:
+            return []
+        with torch.no_grad(), evaluating(self):
+            return group_looks(samples(dataset, self.needs, ROWS), self.vectors, self.local, self.groups.prototype)

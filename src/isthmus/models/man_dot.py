@@ -13,20 +13,26 @@ searched by an index.  The states are the last ones, not averages over places: t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs
+from isthmus.data.samples import samples
+from isthmus.insight import Insight
 from isthmus.layers.domain import PerDomain
 from isthmus.layers.domain_items import ItemBias
+from isthmus.layers.group_looks import ROWS, group_looks
 from isthmus.layers.local_global import LocalGlobal
 from isthmus.layers.mixed_attention import GroupPrototypes, LocalPart, Mixed, through
 from isthmus.layers.mlp import start_at_zero
 from isthmus.layers.sequence import Left
-from isthmus.model import Loss, Model, Sequential, Stage
+from isthmus.model import Loss, Model, Sequential, Stage, evaluating
 from isthmus.schema import Schema
+
+if TYPE_CHECKING:
+    from isthmus.data.dataset import Dataset
 
 
 class MANDot(Sequential):
@@ -105,6 +111,13 @@ class MANDot(Sequential):
         """Item codes and domain indices (...) -> (..., 2 (dim + domain_dim) [+ 1])."""
         both = torch.cat(self.vectors.items(item, domain), -1)
         return both if self.bias is None else self.bias.item(both, item, domain)
+
+    def insights(self, dataset: Dataset) -> list[Insight]:
+        """Figure 4: how much each domain's users are of each group, and the users by their pooled group representations."""
+        if self.groups is None:
+            return []
+        with torch.no_grad(), evaluating(self):
+            return group_looks(samples(dataset, self.needs, ROWS), self.vectors, self.local, self.groups.prototype)
 
 
 class _Prediction(nn.Sequential):

@@ -15,9 +15,9 @@ class Convolutions(Encoder):
 
     ::
 
-        horizontal: for each height h = 1 .. window, filters over h events and all dimensions; the largest ReLU among the window   (eq. 4-6)
-        vertical:   for each filter, a weighted sum of the window's events                                                         (eq. 7, 8)
-        s = W [ReLU(W' [horizontal, vertical])]                                                                                    (eq. 9, 10)
+        horizontal: for each height h = 1 .. window, filters over h events and all dimensions; the largest ReLU in the window   (eq. 4-6)
+        vertical:   for each filter, a weighted sum of the window's events                                                      (eq. 7, 8)
+        s = W [ReLU(W' [horizontal, vertical])]                                                                                 (eq. 9, 10)
 
     Deviations: the user's own vector, which stands beside the first layer's output in eq. 10, is left out: users may be new.
 
