@@ -314,8 +314,8 @@ def test_the_data_s_key_sees_context_and_what_a_domain_shows(world: World) -> No
 
 def test_choices_are_ranked_among_sampled_items_when_asked(tmp_path: Path) -> None:
     world = make_world(("big", "tiny"), users=(80, 60), items=60, events=(900, 500), label="implicit", seed=3)
-    line = ModelSpec("popularity", control=None)
-    recipe = Recipe("x", "frame", (line,), task="next_item", sampled=20, seeds=(0,), fit=QUICK, resamples=50)
+    lines = (ModelSpec("popularity", control=None), ModelSpec("item_knn", control="popularity"))
+    recipe = Recipe("x", "frame", lines, task="next_item", sampled=20, seeds=(0,), fit=QUICK, resamples=100)
     compare(recipe, tmp_path, events=world.events, say=lambda _: None)
     for part in ("valid", "test"):
         scores = Scores.load(tmp_path / "parts" / "popularity" / "joint" / "0" / f"{part}.parquet")

@@ -6,8 +6,8 @@ Lin et al., WSDM 2024, eq. 1-13; see ``isthmus.models.man`` for what the parts a
     score(i) = u . m_A(i) + s^Ag . m(i)                         local and global prediction (eq. 14, 15) as dot products
 
 As printed each candidate goes through the prediction layers by itself, and item similarity is asked by the candidate.  Where the last
-event asks, and scores are dot products, one pass over a sequence trains all its places against the whole catalogue, and a catalogue of a million is
-searched by an index.  The states are the last ones, not averages over places: the encoders are trained at every place.
+event asks, and scores are dot products, one pass over a sequence trains all its places against the whole catalogue, and a catalogue of
+a million is searched by an index.  The states are the last ones, not averages over places: the encoders are trained at every place.
 """
 
 from __future__ import annotations

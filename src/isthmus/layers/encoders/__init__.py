@@ -39,7 +39,8 @@ def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> 
     """
     from isthmus.layers.encoders._base import Encoder
 
-    encoder, args = _REGISTRY.one_class(Encoder, name), args or {}
+    encoder: type[Encoder] = _REGISTRY.one_class(Encoder, name)
+    args = args or {}
     known = [k for k in inspect.signature(encoder).parameters if k not in GIVEN]
     for key in args:
         if key not in known:
