@@ -16,7 +16,7 @@ from torch import Tensor
 PEERS = Path(__file__).parent / ".peers"
 RECHUB = ("torch-rechub==0.9.0", "tqdm")
 LIGHTNING = ("pytorch-lightning==2.5.2", "torchmetrics==1.9.0", "lightning-utilities==0.15.3", "pyyaml", "tqdm")
-RECTOOLS = ("rectools==0.18.0", "pm-implicit==0.7.3", "typeguard==4.6.0", "fastrlock==0.8.4", "attrs", *LIGHTNING)
+RECTOOLS = ("rectools==0.18.0", "pm-implicit==0.7.3", "typeguard==4.6.0", "fastrlock==0.8.4", "attrs", "pandas==2.3.3", "pytz", *LIGHTNING)
 
 
 class Part:
@@ -38,20 +38,25 @@ def endless(loader: Iterable[Any]) -> Iterator[Any]:
         yield from loader
 
 
-def install(folder: str, packages: tuple[str, ...]) -> None:
+def install(folder: str, packages: tuple[str, ...], home: Path = PEERS) -> None:
     """Puts a peer into ``benchmarks/.peers``, if it is not there.
+
+    Args:
+        folder: of the peer's package.
+        packages: the peer and what it needs beyond the environment.
+        home: where they go; one of its own for a peer whose packages must not stand before the environment's for others.
 
     Raises:
         ImportError: it cannot be installed.
     """
-    if not (PEERS / folder).exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), *packages]
+    if not (home / folder).exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(home), *packages]
         done = subprocess.run(command, capture_output=True, check=False, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
             raise ImportError((lines or ["pip failed"])[0])
-    if str(PEERS) not in sys.path:
-        sys.path.insert(0, str(PEERS))
+    if str(home) not in sys.path:
+        sys.path.insert(0, str(home))
 
 
 class Clock:
@@ -107,23 +112,31 @@ class Worker:
     """
 
     def __init__(self, command: list[str], errors: Path) -> None:
+        self.errors, self.rounds = errors, list[dict[str, float]]()
         with errors.open("w") as file:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True)
-        said, self.rounds = self._read(), list[dict[str, float]]()
-        self.missing = "" if said.startswith("{") else said or (errors.read_text().strip() or "it ended").splitlines()[-1]
+        said = self._read()
+        self.missing = "" if said.startswith("{") else said
         if not self.missing:
             self.rounds.append(json.loads(said))
 
     def run(self, steps: int) -> None:
-        """Another round."""
+        """Another round.
+
+        Raises:
+            RuntimeError: the process ended in its midst.
+        """
         assert self.process.stdin is not None
         print(steps, file=self.process.stdin, flush=True)
-        self.rounds.append(json.loads(self._read()))
+        if not (said := self._read()).startswith("{"):
+            raise RuntimeError(said)
+        self.rounds.append(json.loads(said))
 
     def end(self) -> None:
         """Lets the process go."""
         self.process.communicate()
 
     def _read(self) -> str:
+        """The next line; of a process that ended without one, what it said last besides."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self.process.stdout.readline().strip() or (self.errors.read_text().strip() or "it ended").splitlines()[-1]

@@ -6,7 +6,7 @@
 included.  A sequence is all that a user did, at most 51 events: longer ones are cut before anybody gets them, so that each user is one
 sequence for all.  Three works:
 
-    bce       lengths by a gamma law of mean 50, about 39 after the cut; one negative for each target.  At least 1.35 times RecTools.
+    bce       lengths by a gamma law of mean 50, about 38 after the cut; one negative for each target.  At least 1.35 times RecTools.
     softmax   the same; 128 negatives: shared by all of a step, drawn by popularity and corrected by log Q, in Isthmus and (uniform) in
               the bare loop, for each target its own in RecTools' ``sampled_softmax``.  At least 9 times RecTools.
     uneven    bce; lengths by a log-normal law of median 7, mean about 10: the lengths of reviews.  At least 3 times RecTools.
@@ -15,6 +15,7 @@ Isthmus sorts windows by length; "isthmus, unsorted" takes them as they come, wh
 a step in events: here as many as 256 sequences have on average.  It also asks for each user's first event, which the others cannot: one
 target more per sequence.  The others pad to 50 places.  torch-rechub has no such loss: it trains BPR, and its outputs
 are flattened to the real places, without which its trainer stops.  The bare loop is compute alone: its batches lie in memory, padded.
+Losses are each one's own (RecTools takes the mean of a target and its negative, Isthmus their sum): they fall, but do not compare.
 
 Each trains in a process of its own, as it comes: Isthmus keeps freed memory for the next step (``isthmus.allocator``), the others do
 not.  Rounds are interleaved; the median is reported, as JSON too (``--out`` writes it to a file).  The peers are installed beside the
@@ -41,14 +42,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from _peers import RECHUB, RECTOOLS, Clock, Worker, endless, install
+from _peers import PEERS, RECHUB, RECTOOLS, Clock, Worker, endless, install
 from isthmus.allocator import keep_blocks
-from isthmus.data import split
+from isthmus.data import sequences, split
 from isthmus.data.batches import Plan
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
-from isthmus.data.sequences import Sequences, Windows
 from isthmus.data.windows import WindowBatches
 from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers
@@ -63,6 +63,7 @@ TRAINERS = {
     "softmax": ("isthmus", "bare loop", "rectools"),
     "uneven": ("isthmus", "isthmus, unsorted", "bare loop", "rectools"),
 }
+STEPS = 2 * sequences.GROUP  # of a round: windows of all lengths, each as often as it comes
 BARS = {"bce": 1.35, "softmax": 9.0, "uneven": 3.0}  # Isthmus over RecTools
 
 
@@ -104,15 +105,7 @@ class Log:
         return found
 
 
-class Unsorted(Sequences):
-    """Windows of any length in a batch."""
-
-    def batch(self, epoch: int, step: int) -> Windows:
-        rng = np.random.default_rng((self.plan.seed, epoch, step))
-        return self.windows(np.sort(rng.choice(len(self.window), BATCH, replace=False)))
-
-
-def ours(work: str, log: Log, dataset: Dataset, clock: Clock, *, unsorted: bool = False) -> None:
+def ours(work: str, log: Log, dataset: Dataset, clock: Clock) -> None:
     """Isthmus: its windows, model, loss and optimisers, as ``fit`` puts them together."""
     keep_blocks()
     settings: dict[str, Any] = {"dim": DIM, "blocks": BLOCKS, "heads": HEADS, "length": LENGTH + 1, "dropout": DROPOUT}
@@ -122,8 +115,6 @@ def ours(work: str, log: Log, dataset: Dataset, clock: Clock, *, unsorted: bool 
     drawn: dict[str, Any] = {"sampler": "drawn", "negatives": NEGATIVES} if work == "softmax" else {"sampler": "uniform", "negatives": 1}
     plan = Plan(round(BATCH * log.lengths.mean()), history_length=LENGTH + 1, **drawn)
     windows = WindowBatches(dataset, model.needs, plan)
-    if unsorted:
-        windows.sequences = Unsorted(dataset, plan)
     loss = get_task("next_item").with_objective("softmax" if work == "softmax" else "bce").loss
     training(model)
     for batch in (batch for epoch in itertools.count() for batch in windows.epoch(epoch)):
@@ -173,7 +164,7 @@ class Network(nn.Module):
 
 
 def bare(work: str, log: Log, clock: Clock) -> None:
-    """The limit: PyTorch alone, batches in memory, lazy Adam for the table."""
+    """PyTorch alone, batches in memory, lazy Adam for the table."""
     model = Network(log.items)
     rest = [p for p in model.parameters() if p is not model.item.weight]
     found = [torch.optim.SparseAdam([model.item.weight], lr=1e-3), torch.optim.Adam(rest, fused=True)]
@@ -197,7 +188,7 @@ def bare(work: str, log: Log, clock: Clock) -> None:
 
 def rectools(work: str, log: Log, clock: Clock) -> None:
     """RecTools' SASRec: one ``fit``, which a callback stops between rounds."""
-    install("rectools", RECTOOLS)
+    install("rectools", RECTOOLS, PEERS / "for_rectools")  # it wants an older pandas
     import pandas as pd
     import pytorch_lightning as lightning  # pyright: ignore
     from rectools import Columns  # pyright: ignore
@@ -282,10 +273,12 @@ def rechub(log: Log, clock: Clock) -> None:
 
 def serve(work: str, name: str, folder: Path) -> None:
     """One trainer, in a process of its own: how the memory of one is kept must not help another."""
-    log, clock = Log.make(work, **json.loads((folder / "size.json").read_text())), Clock()
+    log, clock = Log.make(work, **json.loads((folder / "size.json").read_text())), Clock(sequences.GROUP if name == "isthmus" else 3)
     try:
+        if name == "isthmus, unsorted":
+            sequences.GROUP = 1  # windows are sorted within a step alone
         if name.startswith("isthmus"):
-            ours(work, log, Dataset.load(folder / "data"), clock, unsorted=name != "isthmus")
+            ours(work, log, Dataset.load(folder / "data"), clock)
         elif name == "bare loop":
             bare(work, log, clock)
         elif name == "rectools":
@@ -294,6 +287,13 @@ def serve(work: str, name: str, folder: Path) -> None:
             rechub(log, clock)
     except ImportError as error:
         print(error, file=clock.out, flush=True)
+
+
+def steps(work: str, name: str, quick: bool) -> int:
+    """Of a round."""
+    if name == "isthmus":
+        return sequences.GROUP if quick else STEPS
+    return 2 if quick else 5 if (work, name) == ("softmax", "rectools") else STEPS
 
 
 def compare(work: str, size: dict[str, int], given: argparse.Namespace) -> dict[str, Worker]:
@@ -308,10 +308,12 @@ def compare(work: str, size: dict[str, int], given: argparse.Namespace) -> dict[
         workers: dict[str, Worker] = {}
         for name in TRAINERS[work]:
             workers[name] = Worker([*command, name], folder / f"{name}.txt")
+            if name.startswith("isthmus") and workers[name].missing:
+                sys.exit(f"{name}: {workers[name].missing}")
         for _ in range(given.rounds):
             for name, worker in workers.items():
                 if not worker.missing:
-                    worker.run((2 if name == "rectools" else 4) if given.quick else 5 if (work, name) == ("softmax", "rectools") else 30)
+                    worker.run(steps(work, name, given.quick))
         for worker in workers.values():
             worker.end()
     return workers

@@ -77,7 +77,7 @@ class Ones(nn.Module):
 
 
 def test_shares_of_the_groups_by_hand(schema: Schema, batch: Batch) -> None:
-    """W_P weighs the second-last but one place by log 1, 2, 5 and the MLP takes a mean: of two events 1/8, 2/8, 5/8, of one evenly."""
+    """W_P weighs what is two places back by log 1, 2, 5, the MLP takes a mean: two events give 1/8, 2/8, 5/8, one gives thirds."""
     model = MAN(schema, dim=4, domain_dim=0, groups=GROUPS).eval()
     for part, attention in zip(model.local.copies, attentions(model), strict=True):
         part.encoder = Ones()

@@ -120,7 +120,7 @@ def _clusters(x: Tensor, clusters: int) -> list[str]:
     """(N, dim) -> the name of each row's cluster, from A, the largest, on, with its size."""
     from sklearn.cluster import KMeans  # heavy, and not everybody has it
 
-    label = KMeans(clusters, n_init=10, random_state=0).fit_predict(x.numpy())
+    label = KMeans(clusters, n_init=10, random_state=0).fit_predict(x.numpy())  # type: ignore[arg-type]
     size = np.bincount(label, minlength=clusters)
     place = np.argsort(np.argsort(-size, kind="stable"))
     names = [f"{ascii_uppercase[p]} ({n:,})" for p, n in zip(place.tolist(), size.tolist(), strict=True)]
@@ -133,5 +133,5 @@ def _plane(x: Tensor) -> np.ndarray:
 
     start = principal(x)
     start = 1e-4 * start / start[:, 0].std()  # small, as t-SNE wants it
-    tsne = TSNE(2, perplexity=min(PERPLEXITY, (len(x) - 1) / 3), init=start.float().numpy(), random_state=0)
-    return tsne.fit_transform(x.float().numpy())
+    perplexity, begin = min(PERPLEXITY, (len(x) - 1) / 3), start.float().numpy()
+    return TSNE(2, perplexity=perplexity, init=begin, random_state=0).fit_transform(x.float().numpy())  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ class LocalGlobal(nn.Module):
     def items(self, item: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and domains (...) -> local and global vectors (..., dim + domain_dim)."""
         beside = self.domain(domain + 1)
-        return torch.cat([self.here(item, domain), beside], -1), torch.cat([self.everywhere(item).sum(-2), beside], -1)
+        return torch.cat([self.here(item, domain), beside], -1), torch.cat([self.everywhere.total(item), beside], -1)
 
     def forward(self, left: Left) -> tuple[Tensor, Tensor, Tensor]:
         """E_g (with places, eq. 2), S_g (eq. 4), and the events' local vectors without places; (B, T, dim + domain_dim) each."""

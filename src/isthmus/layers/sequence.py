@@ -87,12 +87,12 @@ class EventVectors(nn.Module):
 
     def events(self, left: Left) -> Tensor:
         """(B, T, dim)."""
-        x = self.items(left.item).sum(-2) + self.domain(left.domain + 1)
+        x = self.items.total(left.item) + self.domain(left.domain + 1)
         return torch.cat([x[:, :1] + self.begin, x[:, 1:]], 1)
 
     def candidates(self, item: Tensor, domain: Tensor) -> Tensor:
         """Codes and domains (...) -> (..., dim), or dim + 1 with the bias."""
-        vector = self.items(item).sum(-2)
+        vector = self.items.total(item)
         return vector if self.bias is None else self.bias.item(vector, item, domain)
 
     def states(self, state: Tensor) -> Tensor:

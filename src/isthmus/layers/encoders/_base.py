@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
 
 
@@ -17,10 +18,15 @@ class Places(nn.Module):
     Args:
         length: places that are told apart; later ones are the last.
         dim: width of a vector.
+
+    Raises:
+        ConfigError: no place.
     """
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
+        if length < 1:
+            raise ConfigError(f"length = {length}", "1 or more places", "use the defaults")
         self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ class Convolutions(Encoder):
         vertical:   for each filter, a weighted sum of the window's events                                                      (eq. 7, 8)
         s = W [ReLU(W' [horizontal, vertical])]                                                                                 (eq. 9, 10)
 
-    Deviations: the user's own vector, which stands beside the first layer's output in eq. 10, is left out: users may be new.
+    Deviations: the user's own vector, which stands beside the first layer's output in eq. 10, is left out: users may be new; events
+    are normed before the filters.
 
     Args:
         dim: width of an event and of a state.

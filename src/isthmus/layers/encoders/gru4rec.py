@@ -11,6 +11,13 @@ from isthmus.layers.encoders._base import Encoder
 class Recurrent(Encoder):
     """Gated recurrent units, and a linear map of their states to the width of an item.
 
+    ::
+
+        z, r = sigmoid(W_z x_t + U_z h + b_z), sigmoid(W_r x_t + U_r h + b_r),   x = LN(e)
+        h_t  = (1 - z) tanh(W x_t + b + r (U h + b')) + z h,                     s = W_out h_t + b_out
+
+    Deviations: events are normed; the gates are those of today's libraries, where r gates what U has made of h.
+
     Args:
         dim: width of an event and of a state.
         hidden: width of the recurrent state; None: ``dim``.
