@@ -123,10 +123,10 @@ def test_item_similarity_by_hand() -> None:
     for layer, weight in ((net.asked, 3.0), (net.event, 2.0), (net.rest[0], 1.0), (net.rest[2], 1.0)):
         set_(layer.weight, [[weight]])
     set_(net.asked.bias, [1.0])
-    set_(net.rest[0].bias, [0.0])
+    set_(net.rest[0].bias, [30.0])
     event = torch.tensor([[[0.0], [math.log(3) / 2], [9.0]]])
     real = torch.tensor([[[True, True, False]]])
-    # Candidate 0: relu(0 + 1 + 2 e) = 1 and 1 + ln 3: a quarter and three quarters.  Candidate -9: relu(-26 + 2 e) = 0 twice.
+    # Candidate 0: relu(1 + 2 e) = 1 and 1 + ln 3, and 30: a quarter and three quarters.  Candidate -9: relu(-26 + 2 e) = 0 twice.
     found = net(torch.tensor([[[0.0], [-9.0]]]), event, real)
     torch.testing.assert_close(found, torch.tensor([[[0.75 * math.log(3) / 2], [0.5 * math.log(3) / 2]]]))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from isthmus.batch import Batch, Needs
 from isthmus.data import split
-from isthmus.data.batches import Plan, _ahead, batches, batches_with_rows, query_batch, steps
+from isthmus.data.batches import Plan, ahead, batches, batches_with_rows, query_batch, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
@@ -332,7 +332,7 @@ def test_errors_of_the_background_thread_reach_the_caller():
             raise ValueError("no batch 3")
         return number
 
-    stream = _ahead(make, range(10), 2)
+    stream = ahead(make, range(10), 2)
     assert [next(stream), next(stream), next(stream)] == [0, 1, 2]
     with pytest.raises(ValueError, match="no batch 3"):
         next(stream)

@@ -71,7 +71,7 @@ def test_private_files_are_unknown(animals: Registry) -> None:
         (
             sources.get_source,
             "xmrek",
-            "unknown source 'xmrek'\n  expected: one of amazon14, amazon18, ciao, .*did you mean 'xmrec'?",
+            "unknown source 'xmrek'\n  expected: one of amazon14, amazon14_man, amazon18, ciao, .*did you mean 'xmrec'?",
         ),
     ],
 )

@@ -212,12 +212,12 @@ def test_temperature_gives_cosines() -> None:
 def test_a_bias_adds_one_number_to_an_items_score_in_one_domain() -> None:
     plain, biased = towers(), towers(bias=True)
     assert biased.bias is not None
-    biased.load_state_dict({**plain.state_dict(), "bias.weight": biased.bias.weight})
+    biased.load_state_dict({**plain.state_dict(), "bias.table.weight": biased.bias.table.weight})
     item, domain = torch.tensor([2, 2, 7, 8, 0]), torch.tensor([0, 2, 1, 1, 2])
     with_, without = biased.item(item, domain), plain.item(item, domain)
     torch.testing.assert_close(with_[:, :-1], without)
     known = ITEMS - 1
-    own = biased.bias.weight[[1 + 2, 1 + 2 * known + 2, 1 + known + 7], 0]
+    own = biased.bias.table.weight[[1 + 2, 1 + 2 * known + 2, 1 + known + 7], 0]
     assert len(set(own.tolist())) == 3
     torch.testing.assert_close(with_[:, -1], torch.cat([own, torch.zeros(2)]))
     score = biased.user(BATCH) @ with_.T

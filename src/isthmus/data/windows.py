@@ -52,15 +52,15 @@ class WindowBatches:
         target, asked = rows.item.take(found.target).astype(np.int64), np.diff(found.target_offsets)
         domain = np.repeat(np.arange(len(asked)), asked)
         rng = np.random.Generator(np.random.Philox(key=[self.plan.seed, NEGATIVES], counter=[0, 0, step, epoch]))
+        bounds = tuple(found.target_offsets.tolist())
         pool = negative = log_q = None
         if self.pools is not None:
-            pool = make_pool(self.pools.sample(found.target_offsets, target, rng), self.plan.log_q)
+            pool = make_pool(self.pools.sample(bounds, target, rng), self.plan.log_q)
         if self.negatives is not None:
             users = rows.user.take(found.target)
             drawn, corrected = self.negatives.sample(users, found.target_offsets, target, rng)
             negative, log_q = torch.from_numpy(drawn), torch.from_numpy(corrected) if self.plan.log_q else None
         weight = None if rows.weight is None else torch.from_numpy(rows.weight.take(found.target))
-        bounds = tuple(found.target_offsets.tolist())
         out = Batch(
             as_long(found.user),
             torch.zeros(len(found.user), 0, dtype=torch.int64),

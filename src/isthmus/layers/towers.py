@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
-from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.domain_items import ItemBias
+from isthmus.layers.features import ContextFields, EntityFields
 from isthmus.layers.table import DomainTable
 from isthmus.schema import PADDING, Field, Schema
 
