@@ -49,7 +49,7 @@ class EntityFields(FromData, Growing):
     Args:
         entity, dim: with its sizes, and the width of a vector.
         id_dropout: share of ids replaced by "unknown" in training: this is what trains the unknown id.
-        std: standard deviation of the start.
+        std: standard deviation of the start.  Without id_dropout the unknown id is never trained: it starts, and stays, at 0.
 
     Raises:
         ConfigError: a schema without sizes, or an id_dropout outside [0, 1).
@@ -74,6 +74,9 @@ class EntityFields(FromData, Growing):
         self.fields = 1 + len(entity.fields)
         self.starts, rows = _starts([*self.categorical, *self.multi], max(entity.trained, FIRST))
         self.table = Table(rows, dim, std=std)
+        if not id_dropout:
+            with torch.no_grad():
+                self.table.weight[UNKNOWN] = 0.0
         self.numbers = _Numbers(len(numeric), dim) if numeric else None
         self.register_buffer("field_rows", torch.zeros(entity.size, len(self.categorical), dtype=torch.int32))
         self.register_buffer("numeric", torch.full((entity.size, len(numeric)), torch.nan))
