@@ -35,16 +35,19 @@ NAMES = sorted(available())
 # What these learn is the order of events, which only one world has; all others train for the next item as for retrieval.
 ORDERED = [*(name for name in NAMES if issubclass(get_model(name), Sequential)), "man", "dien", "surge", "dasl", "pinet", "markov"]
 JOBS = [(name, task) for name in NAMES for task in get_model(name).tasks if task != ("retrieval" if name in ORDERED else "next_item")]
-EVERYTHING = Needs(history=True, cross_history=True, behaviour=True, history_time=True, history_label=True, context=True)
+EVERYTHING = Needs(
+    history=True, cross_history=True, merged_history=True, behaviour=True, history_time=True, history_label=True, context=True
+)
 READS = {  # what a model that does not declare the need must leave alone
     "history": ("history", "history_time", "history_behaviour", "history_label"),
     "cross_history": ("cross_history", "cross_domain", "cross_time", "cross_behaviour", "cross_label"),
+    "merged_history": ("merged_history", "merged_domain"),
     "behaviour": ("history_behaviour", "cross_behaviour"),
     "history_time": ("history_time", "cross_time", "time"),
     "history_label": ("history_label", "cross_label"),
     "context": ("context",),
 }
-PADDED = {"cross_domain": -1}  # what fills histories up; 0 elsewhere
+PADDED = {"cross_domain": -1, "merged_domain": -1}  # what fills histories up; 0 elsewhere
 ANSWERS = ("label", "weight", "log_q")
 # Least share of the known answer, by ``shallow``.  Knowing how good items are, but no tastes, is worth 0.14 to 0.25 here
 # (popularity) and an untrained network at most 0.1: whoever passes 0.4 has learnt who likes what.
@@ -90,7 +93,7 @@ def take(batch: Batch, rows: Sequence[int] | Tensor) -> Batch:
 
 def histories(batch: Batch) -> dict[str, Tensor]:
     """All (B, L) fields that the batch has."""
-    fields = [f.name for f in dataclasses.fields(batch) if "history" in f.name or f.name.startswith("cross_")]
+    fields = [f.name for f in dataclasses.fields(batch) if "history" in f.name or f.name.startswith(("cross_", "merged_"))]
     return {field: value for field in fields if (value := getattr(batch, field)) is not None}
 
 

@@ -709,3 +709,28 @@ def test_an_absolute_error_is_for_ratings(task: str, weight: float) -> None:
     with pytest.raises(ConfigError, match="absolute_error"):
         get_task(task).with_absolute_error(weight)
     assert get_task(task).with_absolute_error(0.0) is get_task(task)
+
+
+def test_an_objective_is_for_tasks_that_rank() -> None:
+    task = get_task("next_item")
+    assert task.with_objective("softmax") is task
+    assert task.with_objective("bce").loss is not task.loss
+    with pytest.raises(ConfigError, match="did you mean 'softmax'"):
+        task.with_objective("softmx")
+    with pytest.raises(ConfigError, match="a task that ranks candidates"):
+        get_task("ctr").with_objective("bce")
+
+
+@pytest.mark.parametrize("sampler", ["in_batch", "drawn", "full"])
+def test_bce_wants_negatives_of_each_row_s_own(data: Dataset, sampler: str) -> None:
+    model = build("two_tower", data.schema, {"dim": 4}, seed=0)
+    how = dataclasses.replace(HOW, objective="bce", sampler=sampler)
+    with pytest.raises(ConfigError, match='use sampler "uniform" or "popularity"'):
+        fit(model, data, get_task("retrieval"), how)
+
+
+def test_bce_learns_what_is_chosen_from_one_negative_each(data: Dataset) -> None:
+    model = build("two_tower", data.schema, {"dim": 4}, seed=0)
+    run = fit(model, data, get_task("retrieval"), dataclasses.replace(HOW, objective="bce", epochs=3))
+    losses = [entry["losses"]["loss"] for entry in run.log]
+    assert 0 < losses[-1] < losses[0] < 2 * math.log(2) + 0.1

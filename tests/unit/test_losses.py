@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.batch import Pool
-from isthmus.layers.losses import absolute_error, binary_cross_entropy, pool_softmax, sampled_softmax, squared_error
+from isthmus.layers.losses import absolute_error, binary_cross_entropy, contrast, pool_softmax, sampled_softmax, squared_error
 
 
 def test_binary_cross_entropy_by_hand() -> None:
@@ -26,6 +26,17 @@ def test_absolute_error_by_hand() -> None:
     assert value.item() == (0 + 2 + 0 + 3) / 4
     weighted = absolute_error(torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [8.0]]), torch.tensor([0.0, 2.0]))
     assert weighted.item() == 3.0
+
+
+def test_contrast_by_hand() -> None:
+    logit = torch.tensor([[math.log(3.0), 0.0, -math.log(3.0)], [0.0, math.log(3.0), 5.0]])
+    item = torch.tensor([[7, 8, 9], [7, 8, 7]])  # the last negative of the second row is its own item
+    first = math.log(4 / 3) + (math.log(2) + math.log(4 / 3)) / 2
+    second = math.log(2) + math.log(4)
+    assert math.isclose(contrast(logit, item).item(), (first + second) / 2, rel_tol=1e-6)
+    assert math.isclose(contrast(logit, item, torch.tensor([1.0, 3.0])).item(), (first + 3 * second) / 4, rel_tol=1e-6)
+    alone = contrast(logit[:1], torch.tensor([[7, 7, 7]])).item()
+    assert math.isclose(alone, math.log(4 / 3), rel_tol=1e-6)
 
 
 def test_squared_error_by_hand() -> None:
@@ -164,6 +175,16 @@ def test_a_row_alone_with_its_own_item_is_finite() -> None:
     assert loss.item() == 0.0
     assert vector.grad is not None
     assert vector.grad.isfinite().all()
+
+
+def test_a_positive_beside_the_pool_counts_once() -> None:
+    """A pool that happens to hold every item once, without saying where the rows' own are, is the full softmax."""
+    torch.manual_seed(0)
+    user, table = torch.randn(3, 4), torch.randn(6, 4)
+    item = torch.tensor([2, 4, 5])
+    pool = Pool(torch.arange(1, 7), torch.zeros(6, dtype=torch.int64), (0, 6), None, torch.zeros(6))
+    found = pool_softmax(user, item, (0, 3), table, pool, table[item - 1])
+    torch.testing.assert_close(found, F.cross_entropy(user @ table.T, item - 1))
 
 
 def test_pool_softmax_of_no_rows_is_zero() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch
@@ -37,24 +38,20 @@ class Left:
     width: int
 
     @classmethod
-    def of(cls, batch: Batch) -> Left:
-        """The merged histories of a batch where it has them, else those of the rows' own domains."""
-        merged = batch.merged_history is not None
-        past = batch.merged_history if merged else batch.history
+    def of(cls, batch: Batch, merged: bool = False) -> Left:
+        """The merged histories of a batch, or those of the rows' own domains."""
+        past, whose = (batch.merged_history, batch.merged_domain) if merged else (batch.history, batch.domain[:, None])
         assert past is not None
+        assert whose is not None
         width, count = past.shape[1], (past != PADDING).sum(1)
-        longest = int(count.max()) if len(count) else 0
-        column = torch.arange(longest, device=past.device)
+        column = torch.arange(int(count.max()) if len(count) else 0, device=past.device)
         there = column < count[:, None]
-        place = torch.where(there, width - count[:, None] + column, 0)
+        place = torch.where(there, 1 + width - count[:, None] + column, 0)
         own = batch.domain[:, None]
-        if width:
-            item = past.gather(1, place) * there
-            domain = torch.where(there, batch.merged_domain.gather(1, place), own) if merged and batch.merged_domain is not None else None
-        else:
-            item, domain = past.new_zeros(len(past), 0), None
-        domain = own.expand(-1, longest + 1) if domain is None else torch.cat([own, domain], 1)
-        return cls(torch.cat([torch.zeros_like(own), item], 1), domain, count, max(1, width))
+        item = F.pad(past, (1, 0)).gather(1, place)  # one more slot, so that there is one to read where there is no history
+        domain = F.pad(whose.expand_as(past), (1, 0)).gather(1, place)
+        domain = torch.cat([own, torch.where(there, domain, own)], 1)
+        return cls(torch.cat([torch.zeros_like(own), item * there], 1), domain, count, max(1, width))
 
     def right(self, state: Tensor) -> Tensor:
         """(B, T, d), the state in slot t knowing t events -> (B, L, d), right-aligned; before the first event that of slot 0."""

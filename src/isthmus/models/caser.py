@@ -57,7 +57,7 @@ class Caser(Sequential):
 
     def states(self, batch: Batch) -> Tensor:
         """(B, L, dim), or dim + 1: the state after each event."""
-        left = Left.of(batch)
+        left = Left.of(batch, self.needs.merged_history)
         return self.vectors.states(left.right(self.encoder(self.vectors.events(left))))
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
