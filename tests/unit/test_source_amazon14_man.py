@@ -121,7 +121,7 @@ class TestLists:
         split = amazon14_man.load(folder).split
         assert split is not None
         assert split.candidates["test"].names == {"games": "published lists", "toys": "lists of the published test groups"}
-        assert split.candidates["valid"].name == "games: published lists"
+        assert split.candidates["valid"].names == {"games": "published lists", "toys": "lists drawn as the published ones are"}
 
 
 class TestHistories:
@@ -171,10 +171,20 @@ def test_the_published_instances(tmp_path: Path, training: str, train: list[int]
     """Users, lists and histories are those of the files, item by item."""
     loaded = load("amazon14_man", training=training)
     dataset, folder = encoded(loaded, tmp_path), amazon14_man.find_folder(None, ("amazon14_man",), ENVIRONMENT)
-    assert dataset.manifest["rows"] == {"train": train, "valid": [399, 0], "test": [294, 1_021]}
+    assert dataset.manifest["rows"] == {"train": train, "valid": [399, 399], "test": [294, 1_021]}
     for part, domain, name in (("valid", 0, "games_valid"), ("test", 0, "games_test"), ("test", 1, "toys_test_groups")):
         published, queries = pl.read_parquet(folder / f"{name}.parquet"), given_lists(dataset, part, domain, each="event")
         assert [dataset.user_vocabulary.ids[int(code) - 2] for code in queries.user] == published["user"].to_list()
         assert lists(dataset, queries) == published.select(pl.concat_list("pos_item", "negatives")).to_series().to_list()
         assert histories(dataset, part, queries) == published["history"].to_list()
         assert np.array_equal(queries.label.reshape(-1, 10).sum(0), [len(published)] + [0] * 9)
+    drawn = given_lists(dataset, "valid", 1, each="event")
+    items, popular = lists(dataset, drawn), dataset.popularity(1)
+    assert all(len(set(row)) == 10 for row in items)
+    rows, span = dataset.part("valid"), pl.read_parquet(folder / "games_valid.parquet")["timestamp"]
+    assert (rows.time[drawn.first] >= span.min()).all()
+    assert (rows.time[drawn.first] < pl.read_parquet(folder / "games_test.parquet")["timestamp"].min()).all()
+    negative = drawn.item.reshape(-1, 10)[:, 1:].ravel()
+    expected = (popular**2).sum() / popular.sum()  # what an item drawn in proportion to popularity has
+    assert 0.7 < popular[negative].mean() / expected < 1.3
+    assert not dataset.known(drawn.user, 1, drawn.item.reshape(-1, 10)[:, 1:]).any()

@@ -1,13 +1,14 @@
 """Amazon 2014, video games and toys, as published with MAN (Lin et al., WSDM 2024): its instances, each a positive and 9 negatives.
 
 Reads parquet files of one folder.  The instances, one a line: ``games_valid`` and ``games_test``, the published ones, and
-``toys_test_groups``, a test set of toys made alike; for toys no validation is known.  Columns: ``user``, ``pos_item``,
+``toys_test_groups``, a test set of toys made alike.  For toys no validation is known: as many events of the same months as games has
+are drawn, each with 9 negatives in proportion to popularity, as the published ones.  Columns: ``user``, ``pos_item``,
 ``timestamp`` (of a day), ``negatives``; their ``history`` is not read, because the events give the same one.  The published
 training files are lost.  In their place stand ``events_<domain>``, rebuilt from the histories of the instances (so that
 users without one are missing), or ``union_<domain>_upto_2014-07-22``, to which users of the 2018 crawl are added: ``user``,
 ``item``, ``timestamp`` and, in the union, ``source``.
 
-Train is what happened before the day of the first instance, in both domains.  Events from that day on that are no instance
+Train is what happened before the day of the first published instance, in both domains.  Events from that day on that are no instance
 are known: they enter the histories of later rows, and nothing else.
 
 Half of the instances have a history that ends on their own day.  The published order within a day is that of the product
@@ -35,7 +36,11 @@ ORIGIN = "the GitHub repository Guanyu-Lin/MAN (files of the paper), its instanc
 DOMAINS = ("games", "toys")
 FILES = {"events": "events_{}.parquet", "union": "union_{}_upto_2014-07-22.parquet"}
 INSTANCES = {"valid": {"games": "games_valid"}, "test": {"games": "games_test", "toys": "toys_test_groups"}}
-PUBLISHED, GROUPS = "published lists", "lists of the published test groups"
+LISTS = {  # what the lists of a part are, by domain
+    "valid": {"games": "published lists", "toys": "lists drawn as the published ones are"},
+    "test": {"games": "published lists", "toys": "lists of the published test groups"},
+}
+NEGATIVES, SEED = 9, 0  # of the drawn ones
 PARTS = {"valid": VALID, "test": TEST}
 EVENT = ["user", "item", "domain", "timestamp"]
 LATER = "events of the 2018 crawl, of users whose history is published"
@@ -57,7 +62,7 @@ def load(
             ones; ``together``: they share the moment of the day, and none is in another's history.
 
     Returns:
-        Events and a split whose ``valid`` lists are of games, and whose ``test`` lists are of both domains.
+        Events, and a split with lists of both domains.
 
     Raises:
         SourceError: a file is missing or damaged, or an instance has no event or is there twice.
@@ -69,6 +74,7 @@ def load(
     folder = find_folder(path, ("amazon14_man",), ORIGIN)
     log, later = _log(folder, training)
     instances = pl.concat(_instances(folder, part, domain, file) for part, of in INSTANCES.items() for domain, file in of.items())
+    instances = pl.concat([instances, _drawn(log, instances)])
     moment = pl.col("timestamp")
     if same_day == "ordered":
         moment += pl.col("item").rank("dense").over("user", "timestamp").cast(pl.Int64) - 1
@@ -107,6 +113,28 @@ def _instances(folder: Path, part: str, domain: str, name: str) -> pl.DataFrame:
         )
 
 
+def _drawn(log: pl.DataFrame, instances: pl.DataFrame) -> pl.DataFrame:
+    """Validation instances of toys: events of the months of the published ones of games, and 9 products that others chose before."""
+    published = instances.filter(pl.col("part") == "valid")
+    begin, end = published["timestamp"].min(), instances.filter(pl.col("part") == "test")["timestamp"].min()
+    toys = log.filter(pl.col("domain") == "toys").sort(EVENT)
+    months = toys.filter((pl.col("timestamp") >= begin) & (pl.col("timestamp") < end))
+    before = toys.filter(pl.col("timestamp") < begin)["item"]
+    rng, rows = np.random.default_rng(SEED), []
+    own = dict(toys.group_by("user").agg("item").iter_rows())
+    for place in np.sort(rng.permutation(len(months))[: len(published)]):
+        user, item, day, domain = months.row(int(place))
+        known, negatives = set(own[user]), list[str]()
+        for other in before.gather(rng.permutation(len(before))):  # an event at random is an item in proportion to popularity
+            if other not in known:
+                negatives.append(other)
+                known.add(other)
+            if len(negatives) == NEGATIVES:
+                break
+        rows.append((user, item, day, domain, "valid", [item, *negatives]))
+    return pl.DataFrame(rows, schema=instances.schema, orient="row")
+
+
 def _parts(log: pl.DataFrame, instances: pl.DataFrame) -> np.ndarray:
     """(N,) the part of each event."""
     found = log.select(EVENT).join(instances.select(*EVENT, "part"), on=EVENT, how="left", maintain_order="left")["part"]
@@ -125,7 +153,7 @@ def _candidates(events: Events, instances: pl.DataFrame, part: str) -> Candidate
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(length)])
     label = np.zeros(offsets[-1], np.uint8)
     label[offsets[:-1]] = 1
-    names = {domain: GROUPS if file.endswith("groups") else PUBLISHED for domain, file in INSTANCES[part].items()}
+    names = LISTS[part]
     return Candidates(
         user=events.user_ids.search_sorted(own["user"]).to_numpy().astype(np.int32),
         domain=own["domain"].replace_strict(dict(zip(DOMAINS, range(len(DOMAINS)), strict=True)), return_dtype=pl.Int16).to_numpy(),
