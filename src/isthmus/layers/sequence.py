@@ -1,4 +1,4 @@
-"""``EventSequences``: histories as sequences of vectors, each from its first event on, for encoders that go forward in time.
+"""``EncodedEvents``: histories as sequences of vectors, each from its first event on, for encoders that go forward in time.
 
 Batches hold histories right-aligned, most recent last.  Here every sequence starts in slot 0 with a vector that stands for "nothing
 yet", its events follow, and what is behind its end never reaches an earlier state: no masks, and no width to pay for but
@@ -7,15 +7,18 @@ the longest sequence's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isthmus.batch import Batch
+from isthmus.batch import Batch, Needs
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain_items import ItemBias
+from isthmus.layers.encoders import make_encoder
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import DomainTable
 from isthmus.schema import PADDING, Schema
@@ -59,39 +62,48 @@ class Left:
         return state.gather(1, slot.clamp_min(0)[..., None].expand(-1, -1, state.shape[2]))
 
 
-class EventVectors(nn.Module):
-    """Items -> the vectors of events and of candidates, of one table.
+class EncodedEvents(nn.Module):
+    """What sequence models share but for their encoder: items as events and as candidates, of one table, and the state after each event.
 
     ::
 
         event      = sum of the item's id and fields + its domain          "nothing yet" = a vector + the row's domain
+        state      = encoder(events up to it)                                       [, 1]
         candidate  = sum of the item's id and fields                                [, its bias in the domain]
 
     Args:
         schema: of an encoded data set.
+        encoder: name of a file in ``isthmus.layers.encoders``.
         dim: width of a vector.
+        args: hyper-parameters of the encoder.
         id_dropout: share of ids replaced by "unknown" in training.
         bias: candidates have a number in each domain, see ``ItemBias``: one more coordinate.
+        merged: read the history over all domains; False: the one in the row's own.
+
+    Attributes:
+        needs: what it reads from a batch.
     """
 
-    def __init__(self, schema: Schema, dim: int, *, id_dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self, schema: Schema, encoder: str, dim: int, args: Mapping[str, Any], *, id_dropout: float, bias: bool, merged: bool
+    ) -> None:
         super().__init__()
         require_share("id_dropout", id_dropout)
         self.items = EntityFields(schema.item, dim, id_dropout=id_dropout, std=0.02)
         self.domain = DomainTable(len(schema.domains), dim, std=0.02)
         self.bias = ItemBias(schema) if bias else None
         self.begin = nn.Parameter(torch.randn(dim) * 0.02)
+        self.encoder, self.merged = make_encoder(encoder, dim, args), merged
+        self.needs = Needs(merged_history=True) if merged else Needs(history=True)
 
-    def events(self, left: Left) -> Tensor:
-        """(B, T, dim)."""
+    def states(self, batch: Batch) -> Tensor:
+        """(B, L, dim), or dim + 1 with the bias: the state after each event."""
+        left = Left.of(batch, self.merged)
         x = self.items.total(left.item) + self.domain(left.domain + 1)
-        return torch.cat([x[:, :1] + self.begin, x[:, 1:]], 1)
+        state = left.right(self.encoder(torch.cat([x[:, :1] + self.begin, x[:, 1:]], 1)))
+        return state if self.bias is None else self.bias.user(state)
 
     def candidates(self, item: Tensor, domain: Tensor) -> Tensor:
         """Codes and domains (...) -> (..., dim), or dim + 1 with the bias."""
         vector = self.items.total(item)
         return vector if self.bias is None else self.bias.item(vector, item, domain)
-
-    def states(self, state: Tensor) -> Tensor:
-        """States (..., dim) as user vectors, as wide as candidates are."""
-        return state if self.bias is None else self.bias.user(state)

@@ -15,8 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from isthmus.batch import Batch, Needs
-from isthmus.layers.encoders import make_encoder
-from isthmus.layers.sequence import EventVectors, Left
+from isthmus.layers.sequence import EncodedEvents
 from isthmus.model import Sequential
 from isthmus.schema import Schema
 
@@ -28,8 +27,7 @@ class Caser(Sequential):
         schema: of an encoded data set.
         dim: width of a vector.
         window, horizontal, vertical, dropout: see ``isthmus.layers.encoders.caser``.
-        id_dropout, bias: see ``isthmus.layers.sequence.EventVectors``.
-        merged: read the history over all domains; False: the one in the row's own.
+        id_dropout, bias, merged: see ``isthmus.layers.sequence.EncodedEvents``.
     """
 
     needs: ClassVar[Needs] = Needs(history=True)
@@ -50,16 +48,14 @@ class Caser(Sequential):
         merged: bool = False,
     ) -> None:
         super().__init__(schema)
-        self.vectors = EventVectors(schema, dim, id_dropout=id_dropout, bias=bias)
         args = {"window": window, "horizontal": horizontal, "vertical": vertical, "dropout": dropout}
-        self.encoder = make_encoder("caser", dim, args)
-        self.needs = Needs(merged_history=True) if merged else Needs(history=True)  # type: ignore[misc]
+        self.events = EncodedEvents(schema, "caser", dim, args, id_dropout=id_dropout, bias=bias, merged=merged)
+        self.needs = self.events.needs  # type: ignore[misc]
 
     def states(self, batch: Batch) -> Tensor:
         """(B, L, dim), or dim + 1: the state after each event."""
-        left = Left.of(batch, self.needs.merged_history)
-        return self.vectors.states(left.right(self.encoder(self.vectors.events(left))))
+        return self.events.states(batch)
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """Item codes and domain indices (...) -> (..., dim), or dim + 1."""
-        return self.vectors.candidates(item, domain)
+        return self.events.candidates(item, domain)

@@ -16,8 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from isthmus.batch import Batch, Needs
-from isthmus.layers.encoders import make_encoder
-from isthmus.layers.sequence import EventVectors, Left
+from isthmus.layers.sequence import EncodedEvents
 from isthmus.model import Sequential
 from isthmus.schema import Schema
 
@@ -29,8 +28,7 @@ class SASRec(Sequential):
         schema: of an encoded data set.
         dim: width of a vector.
         blocks, heads, length, dropout: see ``isthmus.layers.encoders.sasrec``.
-        id_dropout, bias: see ``isthmus.layers.sequence.EventVectors``.
-        merged: read the history over all domains; False: the one in the row's own.
+        id_dropout, bias, merged: see ``isthmus.layers.sequence.EncodedEvents``.
     """
 
     needs: ClassVar[Needs] = Needs(history=True)
@@ -51,15 +49,14 @@ class SASRec(Sequential):
         merged: bool = False,
     ) -> None:
         super().__init__(schema)
-        self.vectors = EventVectors(schema, dim, id_dropout=id_dropout, bias=bias)
-        self.encoder = make_encoder("sasrec", dim, {"blocks": blocks, "heads": heads, "length": length, "dropout": dropout})
-        self.needs = Needs(merged_history=True) if merged else Needs(history=True)  # type: ignore[misc]
+        args = {"blocks": blocks, "heads": heads, "length": length, "dropout": dropout}
+        self.events = EncodedEvents(schema, "sasrec", dim, args, id_dropout=id_dropout, bias=bias, merged=merged)
+        self.needs = self.events.needs  # type: ignore[misc]
 
     def states(self, batch: Batch) -> Tensor:
         """(B, L, dim), or dim + 1: the state after each event."""
-        left = Left.of(batch, self.needs.merged_history)
-        return self.vectors.states(left.right(self.encoder(self.vectors.events(left))))
+        return self.events.states(batch)
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """Item codes and domain indices (...) -> (..., dim), or dim + 1."""
-        return self.vectors.candidates(item, domain)
+        return self.events.candidates(item, domain)
