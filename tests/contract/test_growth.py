@@ -118,7 +118,7 @@ def logits(model: Model, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "args"), networks())
-def test_a_grown_model_scores_old_domains_bit_for_bit(name: str, args: dict, pair: tuple[Dataset, Dataset]) -> None:
+def test_a_grown_model_scores_old_domains_as_before(name: str, args: dict, pair: tuple[Dataset, Dataset]) -> None:
     base, every = pair
     model = shaken(name, base, args)
     grown = grow(model, every)
@@ -130,7 +130,8 @@ def test_a_grown_model_scores_old_domains_bit_for_bit(name: str, args: dict, pai
         if isinstance(getattr(model, "users", None), BridgedUsers):  # who is known in the new domain is carried over from there too
             alone = every.events_of(moved(batch, base, every).user.numpy(), 2) == 0
             now, before = now[alone], before[alone]
-        assert torch.equal(now, before), part
+        # Their weights are the same, bit for bit; products that are wider by a domain may add up in another order on some processors.
+        torch.testing.assert_close(now, before, rtol=1e-5, atol=1e-5 * float(before.std()), msg=lambda m, p=part: f"{p}: {m}")
     assert logits(grown, draw(every, grown, domains=(2,))).std() > 1e-3, "the new domain has scores too"
 
 
