@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def grow(model: Model, dataset: Dataset) -> Model:
     """The same model for more domains, ids and categories; until it is trained it scores the old domains as before.
 
-    What serves them is copied bit for bit; their scores are the same up to rounding, since products that are wider by a domain may add up in
-    another order on some processors.  How a layer goes on is its own to say (``isthmus.layers.growing``); a weight of the same shape is copied.
+    What serves them is copied bit for bit; their scores are the same up to rounding, since products that are wider by a domain
+    may add up in another order on some processors.  How a layer goes on is its own to say (``isthmus.layers.growing``); a weight
+    of the same shape is copied.
 
     Args:
         model: trained; not changed.
