@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from isthmus.batch import Batch, Needs
@@ -20,7 +20,7 @@ from isthmus.data.events import read_events
 from isthmus.data.order import Plan
 from isthmus.data.sequences import GROUP, Sequences
 from isthmus.data.windows import WindowBatches
-from isthmus.errors import ConfigError, DataError
+from isthmus.errors import ConfigError, DataError, SplitError
 from isthmus.fit import How, fit
 from isthmus.run import build
 from isthmus.task import get_task
@@ -83,7 +83,11 @@ def before(data: Dataset, place: int, merged: bool) -> tuple[list[int], set[int]
 def test_every_event_is_asked_once_from_all_that_was_before_it(
     tmp_path_factory: pytest.TempPathFactory, merged: bool, seed: int, size: int, moments: int, timed: bool
 ) -> None:
-    data = make(tmp_path_factory.mktemp("some") / "data", seed, n=120, moments=moments, timed=timed)
+    try:
+        data = make(tmp_path_factory.mktemp("some") / "data", seed, n=120, moments=moments, timed=timed)
+    except SplitError:  # so few moments that a part is left without events
+        assume(False)
+        raise
     found = asked(data, Plan(batch_size=size, history_length=WIDE), merged)
     rows = data.part("train")
     assert sorted(t for t, _, _ in found) == list(range(len(rows)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.layers.domain_items import DomainItems
-from isthmus.layers.encoders import make_encoder
+from isthmus.layers.encoders import make_encoder, settings
 from isthmus.layers.encoders._base import Encoder, Places
 from isthmus.layers.features import EntityFields
 from isthmus.layers.sequence import Left
@@ -39,7 +39,7 @@ class LocalGlobal(nn.Module):
 
     def __init__(self, schema: Schema, dim: int, domain_dim: int, encoder: str, args: Mapping[str, Any] | None, length: int) -> None:
         super().__init__()
-        own = {"length": 0} if encoder == "sasrec" else {}  # places are added to the events here, eq. 1
+        own = {"length": 0} if "length" in settings(encoder) else {}  # places are added to the events here, eq. 1
         self._encoder, self._args, self._width = encoder, {**own, **(args or {})}, dim + domain_dim
         self.here, self.everywhere = DomainItems(schema, dim, std=0.1), EntityFields(schema.item, dim, id_dropout=0.0, std=0.1)
         self.domain = DomainTable(len(schema.domains), domain_dim, std=0.02)

@@ -23,6 +23,7 @@ from isthmus.data.samples import samples
 from isthmus.insight import Insight
 from isthmus.layers.domain import PerDomain
 from isthmus.layers.domain_items import ItemBias
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.group_looks import ROWS, group_looks
 from isthmus.layers.local_global import LocalGlobal
 from isthmus.layers.mixed_attention import GroupPrototypes, LocalPart, Mixed, through
@@ -124,7 +125,7 @@ class _Prediction(nn.Sequential):
     """What a domain's mixed parts add to its own state; nothing at first."""
 
     def __init__(self, width: int, out: int, dropout: float) -> None:
-        super().__init__(nn.Linear(width, out), nn.ReLU(), nn.Dropout(dropout), nn.Linear(out, out))
+        super().__init__(nn.Linear(width, out), nn.ReLU(), Dropout(dropout), nn.Linear(out, out))
         start_at_zero(self[3])
 
 

@@ -26,6 +26,26 @@ def available() -> dict[str, Path]:
     return _REGISTRY.available()
 
 
+def get_encoder(name: str) -> type[Encoder]:
+    """The encoder class of a file.
+
+    Raises:
+        ConfigError: no such encoder (tells the nearest name), or a file that does not hold exactly one.
+    """
+    from isthmus.layers.encoders._base import Encoder
+
+    return _REGISTRY.one_class(Encoder, name)
+
+
+def settings(name: str) -> dict[str, Any]:
+    """An encoder's own hyper-parameters and their defaults.
+
+    Raises:
+        ConfigError: no such encoder.
+    """
+    return {k: p.default for k, p in inspect.signature(get_encoder(name)).parameters.items() if k not in GIVEN}
+
+
 def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> Encoder:
     """A new encoder, with random weights.
 
@@ -37,11 +57,7 @@ def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> 
     Raises:
         ConfigError: no such encoder, or a hyper-parameter that it does not have (tells the nearest one).
     """
-    from isthmus.layers.encoders._base import Encoder
-
-    encoder: type[Encoder] = _REGISTRY.one_class(Encoder, name)
-    args = args or {}
-    known = [k for k in inspect.signature(encoder).parameters if k not in GIVEN]
+    encoder, known, args = get_encoder(name), settings(name), args or {}
     for key in args:
         if key not in known:
             raise ConfigError(f"encoder {name!r} has no hyper-parameter {key!r}", f"one of {sorted(known)}", nearest(key, known))

@@ -40,7 +40,8 @@ class Encoder(nn.Module, ABC):
     Args:
         dim: width of an event and of a state.
         dropout: share of activations dropped in training.
-        own: hyper-parameters of the concrete encoder, all with defaults.
+        own: hyper-parameters of the concrete encoder, all with defaults.  One that tells places apart takes ``length``, of which 0 means
+            that events bring their own.
 
     Raises:
         ConfigError: a dropout outside [0, 1).

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.encoders._base import Encoder
 
 
@@ -42,7 +43,7 @@ class Convolutions(Encoder):
         self.horizontal = nn.ModuleList(nn.Conv1d(dim, horizontal, height) for height in range(1, window + 1))
         self.vertical = nn.Conv1d(1, vertical, window, bias=False)
         self.wide, self.out = nn.Linear(window * horizontal + vertical * dim, dim), nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""

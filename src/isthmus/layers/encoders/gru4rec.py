@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.encoders._base import Encoder
 
 
@@ -35,7 +36,7 @@ class Recurrent(Encoder):
         self.norm = nn.LayerNorm(dim)
         self.gru = nn.GRU(dim, hidden or dim, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.out = nn.Linear(hidden or dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""

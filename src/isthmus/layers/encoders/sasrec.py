@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.encoders._base import Encoder, Places
 
 
@@ -39,7 +40,7 @@ class SelfAttention(Encoder):
         self.place = Places(length, dim) if length else None
         self.first, self.last = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(_Block(dim, heads, dropout) for _ in range(blocks))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
@@ -58,7 +59,7 @@ class _Block(nn.Module):
         self.norm, self.norm_wide = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.project, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.wide, self.narrow = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
