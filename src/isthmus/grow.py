@@ -110,6 +110,7 @@ class Translated(Model):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C)."""
-        items = {name: self.items[codes] for name in ("item", "history", "cross_history") if (codes := getattr(batch, name)) is not None}
+        coded = ("item", "history", "cross_history", "merged_history")
+        items = {name: self.items[codes] for name in coded if (codes := getattr(batch, name)) is not None}
         offsets = (*batch.offsets, *batch.offsets[-1:] * self.more)
         return self.model(replace(batch, user=self.users[batch.user], offsets=offsets, **items))

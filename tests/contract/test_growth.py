@@ -17,7 +17,7 @@ from isthmus.data.batches import Plan, batches
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.fit import fit
-from isthmus.grow import grow
+from isthmus.grow import Translated, grow
 from isthmus.how import How
 from isthmus.layers.biases import Biases
 from isthmus.layers.bridges import BridgedUsers
@@ -46,6 +46,7 @@ VARIANTS = {  # settings under which a model holds other things of its domains
     "mmoe": [{"tower_norm": True}],
     "dacdr": [{"heads": 2, "queries": "sequence", "start": "level"}, {"own_attention": ["medium"], "products": True, "numbers": True}],
     "emcdr": [{"mapping": "mlp"}],
+    "sasrec": [{"merged": True}],
 }
 
 
@@ -107,6 +108,7 @@ def moved(batch: Batch, base: Dataset, every: Dataset) -> Batch:
         item=items[batch.item],
         history=codes(batch.history),
         cross_history=codes(batch.cross_history),
+        merged_history=codes(batch.merged_history),
         offsets=offsets,
         context=context,
     )
@@ -127,6 +129,7 @@ def test_a_grown_model_scores_old_domains_as_before(name: str, args: dict, pair:
     for part in ("train", "valid", "test"):
         batch = draw(base, model, part=part)
         now, before = logits(grown, moved(batch, base, every)), logits(model, batch)
+        assert torch.equal(logits(Translated(grown, base, every), batch), now), "in the codes of the smaller data set"
         if isinstance(getattr(model, "users", None), BridgedUsers):  # who is known in the new domain is carried over from there too
             alone = every.events_of(moved(batch, base, every).user.numpy(), 2) == 0
             now, before = now[alone], before[alone]
