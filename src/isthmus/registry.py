@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from isthmus.errors import ConfigError, nearest
 
@@ -61,3 +62,19 @@ class Registry:
             came = f"{module.__file__} defines {len(found)} {self.kind}s"
             raise ConfigError(came, "exactly one per file", "move the others to files of their own")
         return found[0]
+
+    def check(self, name: str, args: Iterable[str], known: Iterable[str]) -> None:
+        """Refuses hyper-parameters that a file's class does not have.
+
+        Raises:
+            ConfigError: one of ``args`` is not among the known ones; tells the nearest.
+        """
+        known = sorted(known)
+        for key in args:
+            if key not in known:
+                raise ConfigError(f"{self.kind} {name!r} has no hyper-parameter {key!r}", f"one of {known}", nearest(key, known))
+
+
+def settings_of(found: type, *given: str) -> dict[str, Any]:
+    """A class's own hyper-parameters and their defaults, but for those that its caller gives."""
+    return {k: p.default for k, p in inspect.signature(found).parameters.items() if k not in given}

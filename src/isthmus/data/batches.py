@@ -78,7 +78,7 @@ def batches(
         positives_only=positives_only,
         prefetch=prefetch,
     )
-    return second(pairs)
+    return _second(pairs)
 
 
 def batches_with_rows(
@@ -283,6 +283,7 @@ def _tensor(value: np.ndarray) -> Tensor:
 
 
 def as_long(value: np.ndarray) -> Tensor:
+    """Integers as int64, a copy."""
     return torch.from_numpy(np.array(value, np.int64, order="C"))  # a copy: files are mapped read-only, callers keep their arrays
 
 
@@ -303,7 +304,7 @@ def ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int) -> Ge
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def second(pairs: Generator[tuple[np.ndarray, T], None, None]) -> Generator[T, None, None]:
+def _second(pairs: Generator[tuple[np.ndarray, T], None, None]) -> Generator[T, None, None]:
     """The second of each pair; closing this closes what it reads from."""
     try:
         for _, value in pairs:

@@ -65,8 +65,8 @@ class Pools:
         count = self.shown.popularity
         weight = np.maximum(count, 1.0) ** alpha if how == "drawn" else count
         self._share = np.concatenate([_share(part) for part in self.shown.split(weight)])
-        # Cumulative shares, domain after domain: a number from [d, d + 1) falls to an item of domain d.
-        self._ladder = np.concatenate([part.cumsum() + d for d, part in enumerate(self.shown.split(self._share))])
+        if how == "drawn":  # cumulative shares, domain after domain: a number from [d, d + 1) falls to an item of domain d
+            self._ladder = np.concatenate([part.cumsum() + d for d, part in enumerate(self.shown.split(self._share))])
 
     def sample(self, offsets: Sequence[int], item: np.ndarray, rng: np.random.Generator) -> Shared:
         """The candidates of one batch.

@@ -5,11 +5,10 @@ Listing the names imports nothing: the folder is the registry.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isthmus.registry import Registry
+from isthmus.registry import Registry, settings_of
 
 if TYPE_CHECKING:
     from isthmus.model import Model
@@ -35,7 +34,7 @@ def get_model(name: str) -> type[Model]:
 
 def settings(name: str) -> dict[str, Any]:
     """A model's own hyper-parameters and their defaults."""
-    return {k: p.default for k, p in inspect.signature(get_model(name)).parameters.items() if k != "schema"}
+    return settings_of(get_model(name), "schema")
 
 
 def describe(name: str) -> dict[str, Any]:

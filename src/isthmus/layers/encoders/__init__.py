@@ -6,19 +6,16 @@ depends on the slots up to its own alone, so what stands after a sequence's last
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isthmus.errors import ConfigError, nearest
-from isthmus.registry import Registry
+from isthmus.registry import Registry, settings_of
 
 if TYPE_CHECKING:
     from isthmus.layers.encoders._base import Encoder
 
 _REGISTRY = Registry(__name__, __file__, "encoder", "the name of a file in isthmus/layers/encoders")
-GIVEN = ("dim",)
 
 
 def available() -> dict[str, Path]:
@@ -43,7 +40,7 @@ def settings(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such encoder.
     """
-    return {k: p.default for k, p in inspect.signature(get_encoder(name)).parameters.items() if k not in GIVEN}
+    return settings_of(get_encoder(name), "dim")
 
 
 def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> Encoder:
@@ -57,8 +54,6 @@ def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> 
     Raises:
         ConfigError: no such encoder, or a hyper-parameter that it does not have (tells the nearest one).
     """
-    encoder, known, args = get_encoder(name), settings(name), args or {}
-    for key in args:
-        if key not in known:
-            raise ConfigError(f"encoder {name!r} has no hyper-parameter {key!r}", f"one of {sorted(known)}", nearest(key, known))
-    return encoder(dim, **args)
+    args = args or {}
+    _REGISTRY.check(name, args, settings(name))
+    return get_encoder(name)(dim, **args)

@@ -7,13 +7,11 @@ runs one on the user's side and one on the item's.  Listing the names imports no
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isthmus.errors import ConfigError, nearest
-from isthmus.registry import Registry
+from isthmus.registry import Registry, settings_of
 
 if TYPE_CHECKING:
     from isthmus.layers.networks._base import Network
@@ -43,8 +41,7 @@ def settings(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such network.
     """
-    given = ("domains", "width", "out")
-    return {k: p.default for k, p in inspect.signature(get_network(name)).parameters.items() if k not in given}
+    return settings_of(get_network(name), "domains", "width", "out")
 
 
 def make_network(name: str, domains: int, width: int, out: int, args: Mapping[str, Any] | None = None) -> Network:
@@ -60,8 +57,6 @@ def make_network(name: str, domains: int, width: int, out: int, args: Mapping[st
     Raises:
         ConfigError: no such network, or a hyper-parameter that it does not have (tells the nearest one).
     """
-    network, known, args = get_network(name), settings(name), args or {}
-    for key in args:
-        if key not in known:
-            raise ConfigError(f"network {name!r} has no hyper-parameter {key!r}", f"one of {sorted(known)}", nearest(key, known))
-    return network(domains, width, out=out, **args)
+    args = args or {}
+    _REGISTRY.check(name, args, settings(name))
+    return get_network(name)(domains, width, out=out, **args)
