@@ -419,6 +419,7 @@ def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
         alpha=how.alpha,
         log_q=how.log_q,
         history_length=how.history_length,
+        moment=how.moment,
         domains=domains,
         cross=how.crosses(len(work.dataset.schema.domains)),
     )

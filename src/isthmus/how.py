@@ -53,6 +53,8 @@ class How:
             models, and with ``bce``, ``uniform``.
         log_q: correct for how likely each negative was to be drawn.
         history_length: events of a history, at most.
+        moment: units of time that count as one moment where whole sequences train: their events have no order, and each epoch puts them
+            in another one.  86,400 where times are seconds and only days are meant.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
         eval_rows, eval_queries: validation rows, or for ranked tasks queries, per domain while training, at most; None: all.
         tensorboard: also write TensorBoard events into the run's folder.
@@ -87,6 +89,7 @@ class How:
     alpha: float = 0.75
     log_q: bool = True
     history_length: int = 50
+    moment: int = 1
     checkpoint_minutes: float = 10.0
     eval_rows: int | None = 100_000
     eval_queries: int | None = 5_000
@@ -110,7 +113,7 @@ class How:
             raise ConfigError(f"momentum = {self.momentum}", "a number from 0 to below 1", "0.9 is usual, 0 for adversarial losses")
         if self.keep not in KEEP:
             raise ConfigError(f"keep {self.keep!r}", f"one of {KEEP}", nearest(self.keep, KEEP))
-        for name in ("epochs", "batch_size", "lr", "history_length"):
+        for name in ("epochs", "batch_size", "lr", "history_length", "moment"):
             _positive(name, getattr(self, name))
         for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop"):
             if getattr(self, name) is not None:

@@ -26,7 +26,7 @@ from isthmus.how import How
 from isthmus.layers.encoders import available
 from isthmus.layers.local_global import LocalGlobal
 from isthmus.layers.mixed_attention import GroupAttention, GroupPrototypes, ItemSimilarity, LocalPart, Mixed, SequenceFusion
-from isthmus.layers.sequence import Left
+from isthmus.layers.sequence import Left, Own
 from isthmus.layers.table import Table, optimisers
 from isthmus.model import Model
 from isthmus.models.man import MAN
@@ -594,6 +594,84 @@ def test_after_the_last_event_each_agrees_with_whole() -> None:
         rows = part.fusion(each.local, state, real[:, None])  # as printed every place sees the whole history, and their mean counts
         torch.testing.assert_close(each.fused[:, last], rows[:, last])
         torch.testing.assert_close(rows[:, :count].mean(1), whole.fused[:, 0])
+
+
+# ---------------------------------------------------------------- merged histories
+
+
+def merged_of(batch: Batch, share: float = 0.5) -> Batch:
+    """Its histories as merged ones: of their events a share was in the other domain."""
+    assert batch.history is not None
+    there = batch.history > 0
+    other = there & (torch.rand(batch.history.shape, generator=torch.Generator().manual_seed(3)) < share)
+    whose = torch.where(other, 1 - batch.domain[:, None], batch.domain[:, None]).masked_fill(~there, -1)
+    return dataclasses.replace(batch, history=None, merged_history=batch.history, merged_domain=whose)
+
+
+def test_the_own_part_of_a_merged_history_by_hand() -> None:
+    left = Left(torch.tensor([[0, 5, 6, 7, 0], [0, 4, 0, 0, 0]]), torch.tensor([[0, 1, 0, 1, 0], [1, 1, 1, 1, 1]]), torch.tensor([3, 1]), 4)
+    own = Own.of(left)
+    assert own.slot.tolist() == [[0, 2], [0, 1]]
+    assert own.after.tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]
+    x = torch.arange(10.0).view(2, 5, 1)
+    assert own.taken(x).flatten().tolist() == [0.0, 2.0, 5.0, 6.0]
+    assert own.spread(own.taken(x))[..., 0].tolist() == [[0.0, 0.0, 2.0, 2.0, 2.0], [5.0, 6.0, 6.0, 6.0, 6.0]]
+    assert own.rows(slice(1, 2)).after.tolist() == [[0, 1, 1, 1, 1]]
+
+
+def test_merged_histories_of_one_domain_are_its_own() -> None:
+    model, merged, batch = shaken("man_dot"), shaken("man_dot", merged=True), batch_of()
+    assert isinstance(model, MANDot)
+    assert isinstance(merged, MANDot)
+    assert (merged.needs.merged_history, merged.needs.history, model.needs.history) == (True, False, True)
+    merged.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(merged.states(merged_of(batch, 0.0)), model.states(batch))
+        assert (merged.states(merged_of(batch)) - model.states(batch)).abs().max() > 1e-2
+
+
+def test_the_domain_s_encoder_reads_its_own_events_alone() -> None:
+    model = shaken("man_dot", merged=True, item_similarity=False, sequence_fusion=False, group_prototypes=False, bias=False)
+    assert isinstance(model, MANDot)
+    batch = merged_of(batch_of(length=6))
+    assert batch.merged_history is not None
+    assert batch.merged_domain is not None
+    foreign = (batch.merged_domain >= 0) & (batch.merged_domain != batch.domain[:, None])
+    assert foreign[0].any()
+    assert foreign[3].any()
+    other = torch.where(foreign, batch.merged_history % 7 + 1, batch.merged_history)
+    with torch.no_grad():
+        before, after = model.states(batch), model.states(dataclasses.replace(batch, merged_history=other))
+    half = before.shape[2] // 2
+    torch.testing.assert_close(after[..., :half], before[..., :half])
+    assert (after - before)[[0, 3], -1, half:].abs().amax(1).min() > 1e-3
+
+
+def test_a_merged_state_knows_nothing_of_later_events() -> None:
+    model, batch = shaken("man_dot", merged=True), merged_of(batch_of(length=6))
+    assert isinstance(model, MANDot)
+    assert batch.merged_history is not None
+    with torch.no_grad():
+        states = model.states(batch)
+        for column in range(6):
+            history = batch.merged_history.clone()
+            history[[0, 3], column] = 7 - history[[0, 3], column] % 5
+            changed = model.states(dataclasses.replace(batch, merged_history=history))
+            torch.testing.assert_close(changed[:, :column], states[:, :column], rtol=0, atol=1e-6)
+            assert (changed[[0, 3], column] - states[[0, 3], column]).abs().amax(1).min() > 1e-3, "its own it does know"
+
+
+def test_rows_that_know_events_elsewhere_touch_no_other_domain_s_weights() -> None:
+    model = shaken("man_dot", merged=True)
+    batch = merged_of(of_domain(batch_of(), 0))
+    trained(model, batch)
+    assert not [name for name, w in model.named_parameters() if ".copies.1." in name and moved(w)]
+    rows = dict(model.named_parameters())["vectors.here.table.weight"].grad
+    assert rows is not None
+    touched = rows.to_dense().any(1).nonzero().flatten()
+    known = model.schema.item.trained
+    assert len(touched) > 2
+    assert int(touched.max()) < 1 + known, "domain 0's rows come first"
 
 
 # ---------------------------------------------------------------- a domain that joins later

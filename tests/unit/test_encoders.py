@@ -13,8 +13,10 @@ from isthmus.errors import ConfigError
 from isthmus.layers.encoders import available, make_encoder
 from isthmus.layers.encoders._base import Encoder, Places
 from isthmus.layers.encoders.caser import Convolutions
+from isthmus.layers.encoders.dien import InterestStates
 from isthmus.layers.encoders.gru4rec import Recurrent
 from isthmus.layers.encoders.sasrec import SelfAttention
+from isthmus.layers.encoders.surge import FusedInterests
 
 NAMES = sorted(available())
 each = pytest.mark.parametrize("name", NAMES)
@@ -36,9 +38,9 @@ def states(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_the_encoders_are_the_files() -> None:
-    assert {"caser", "gru4rec", "sasrec"} <= set(NAMES)
+    assert {"caser", "dien", "gru4rec", "sasrec", "surge"} <= set(NAMES)
     assert not any(name.startswith("_") for name in NAMES)
-    found = {"caser": Convolutions, "gru4rec": Recurrent, "sasrec": SelfAttention}
+    found = {"caser": Convolutions, "dien": InterestStates, "gru4rec": Recurrent, "sasrec": SelfAttention, "surge": FusedInterests}
     assert all(type(make_encoder(name, 4)) is kind for name, kind in found.items())
 
 
@@ -59,6 +61,9 @@ def test_the_encoders_are_the_files() -> None:
         ("caser", {"window": 0}, "1 or more each"),
         ("caser", {"horizontal": 0}, "1 or more each"),
         ("caser", {"vertical": 0}, "1 or more each"),
+        ("surge", {"heads": 0}, "1 or more of each"),
+        ("surge", {"hidden": 0}, "1 or more of each"),
+        *(("surge", {"edges": share}, "a share above 0") for share in (0.0, 1.1, math.nan)),
         *((name, {"dropout": share}, "a share from 0") for name in NAMES for share in (1.0, -0.1, math.nan)),
     ],
 )
@@ -206,9 +211,12 @@ def slow_sasrec(net: SelfAttention, x: list[Vector]) -> list[Vector]:
 
 
 def slow_gru(net: Recurrent, x: list[Vector]) -> list[Vector]:
-    inputs = [normed(net.norm, v) for v in x]
-    for layer in range(net.gru.num_layers):
-        of_x, of_h, b, b2 = (getattr(net.gru, f"{n}_l{layer}").tolist() for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    return [linear(net.out, v) for v in recurrent(net.gru, [normed(net.norm, v) for v in x])]
+
+
+def recurrent(net: nn.GRU, inputs: list[Vector]) -> list[Vector]:
+    for layer in range(net.num_layers):
+        of_x, of_h, b, b2 = (getattr(net, f"{n}_l{layer}").tolist() for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         size = len(of_h[0])
         state, outputs = [0.0] * size, []
         for v in inputs:
@@ -219,7 +227,59 @@ def slow_gru(net: Recurrent, x: list[Vector]) -> list[Vector]:
             state = [(1 - z[i]) * new[i] + z[i] * state[i] for i in range(size)]
             outputs.append(state)
         inputs = outputs
-    return [linear(net.out, v) for v in inputs]
+    return inputs
+
+
+def through(weight: Tensor, x: Vector) -> Vector:
+    return [dot(row, x) for row in weight.tolist()]
+
+
+def slow_dien(net: InterestStates, x: list[Vector]) -> list[Vector]:
+    x = [normed(net.norm, v) for v in x]
+    interests, size = recurrent(net.extraction, x), len(x[0])
+    state, before, found = [0.0] * size, [0.0] * size, []
+    for event, interest in zip(x, interests, strict=True):
+        a = sigmoid(dot(before, through(net.asked.weight, event)))
+        given, asked = linear(net.evolution.input, interest), through(net.evolution.state.weight, state)
+        for i in range(size):
+            u, r = (sigmoid(given[part * size + i] + asked[part * size + i]) for part in (0, 1))
+            new = math.tanh(given[2 * size + i] + r * asked[2 * size + i])
+            state = [*state[:i], (1 - a * u) * state[i] + a * u * new, *state[i + 1 :]]
+        before = interest
+        found.append(linear(net.out, state))
+    return found
+
+
+def slow_surge(net: FusedInterests, x: list[Vector]) -> list[Vector]:
+    x, fused = [normed(net.norm, v) for v in x], []
+
+    def cosine(a: Vector, b: Vector) -> float:
+        heads = [[list(map(float.__mul__, w, v)) for v in (a, b)] for w in net.metric.tolist()]
+        return sum(dot(p, q) / math.sqrt(dot(p, p) * dot(q, q)) for p, q in heads) / len(heads)
+
+    def neighbours(t: int) -> list[int]:
+        alike = sorted(range(t + 1), key=lambda j: -cosine(x[t], x[j]))
+        return sorted({t, *alike[: math.ceil(net.edges * (t + 1))]})
+
+    def leaky(v: Vector) -> Vector:
+        return [max(number, 0.01 * number) for number in v]
+
+    def centre(j: int) -> float:
+        near = neighbours(j)
+        mean = [sum(x[n][i] for n in near) / len(near) for i in range(len(x[0]))]
+        first, last = net.centre[0], net.centre[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        both = [a * b for a, b in zip(through(net.moved.weight, x[j]), mean, strict=True)]
+        return through(last.weight, leaky(linear(first, [*x[j], *mean, *both])))[0]
+
+    for t, event in enumerate(x):
+        near = neighbours(t)
+        score = [centre(j) + dot(through(net.asked.weight, event), x[j]) / math.sqrt(len(event)) for j in near]
+        weight = [math.exp(s) / sum(map(math.exp, score)) for s in score]
+        sent = [through(net.message.weight, x[j]) for j in near]
+        fused.append(leaky([v + sum(w * m[i] for w, m in zip(weight, sent, strict=True)) for i, v in enumerate(event)]))
+    return [linear(net.out, v) for v in recurrent(net.gru, fused)]
 
 
 @pytest.mark.parametrize(
@@ -233,11 +293,15 @@ def slow_gru(net: Recurrent, x: list[Vector]) -> list[Vector]:
         ("sasrec", {"heads": 4, "length": 0}),
         ("gru4rec", {}),
         ("gru4rec", {"hidden": 3, "layers": 2}),
+        ("dien", {}),
+        ("surge", {}),
+        ("surge", {"heads": 1, "edges": 0.2, "hidden": 3}),
+        ("surge", {"edges": 1.0}),
     ],
 )
 def test_against_a_slow_one(name: str, args: dict[str, Any]) -> None:
     encoder, x = shaken(name, **args), torch.randn(2, 6, 4)
-    slow: Any = {"caser": slow_caser, "sasrec": slow_sasrec, "gru4rec": slow_gru}[name]
+    slow: Any = {"caser": slow_caser, "dien": slow_dien, "sasrec": slow_sasrec, "gru4rec": slow_gru, "surge": slow_surge}[name]
     expected = torch.tensor([slow(encoder, row) for row in x.tolist()])
     torch.testing.assert_close(states(encoder, x), expected, rtol=1e-4, atol=1e-4)
 

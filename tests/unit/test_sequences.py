@@ -68,45 +68,48 @@ def asked(data: Dataset, plan: Plan, merged: bool = False, epoch: int = 0) -> li
     return found
 
 
-def before(data: Dataset, place: int, merged: bool) -> tuple[list[int], set[int]]:
-    """By looking at every row: those strictly before a training row, oldest first, and the others of its moment."""
+def before(data: Dataset, place: int, merged: bool, moment: int = 1) -> tuple[list[int], set[int]]:
+    """By looking at every row: those of moments before a training row's, oldest first, and the others of its own."""
     rows = data.part("train")
     same = [p for p in range(len(rows)) if rows.user[p] == rows.user[place] and (merged or rows.domain[p] == rows.domain[place])]
-    when = rows.row if rows.time is None else rows.time
+    when = rows.row if rows.time is None else np.asarray(rows.time) // moment
     earlier = sorted((p for p in same if when[p] < when[place]), key=lambda p: (when[p], rows.row[p]))
     return earlier, {p for p in same if when[p] == when[place] and p != place}
 
 
 @pytest.mark.parametrize("merged", [False, True])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 1000), size=st.integers(1, 400), moments=st.integers(25, 80), timed=st.booleans())
+@given(
+    seed=st.integers(0, 1000), size=st.integers(1, 400), moments=st.integers(25, 80), timed=st.booleans(), moment=st.sampled_from([1, 1, 7])
+)
 def test_every_event_is_asked_once_from_all_that_was_before_it(
-    tmp_path_factory: pytest.TempPathFactory, merged: bool, seed: int, size: int, moments: int, timed: bool
+    tmp_path_factory: pytest.TempPathFactory, merged: bool, seed: int, size: int, moments: int, timed: bool, moment: int
 ) -> None:
     try:
         data = make(tmp_path_factory.mktemp("some") / "data", seed, n=120, moments=moments, timed=timed)
     except SplitError:  # so few moments that a part is left without events
         assume(False)
         raise
-    found = asked(data, Plan(batch_size=size, history_length=WIDE), merged)
+    found = asked(data, Plan(batch_size=size, history_length=WIDE, moment=moment), merged)
     rows = data.part("train")
     assert sorted(t for t, _, _ in found) == list(range(len(rows)))
     known_at = {target: known for target, _, known in found}
     for target, domain, known in found:
-        earlier, tied = before(data, target, merged)
+        earlier, tied = before(data, target, merged, moment)
         assert domain == rows.domain[target]
         assert set(known[: len(earlier)]) == set(earlier)
-        times = [] if rows.time is None else [int(rows.time[p]) for p in known]
+        times = [] if rows.time is None else [int(rows.time[p]) // moment for p in known]
         assert times == sorted(times)
         assert set(known[len(earlier) :]) <= tied
         for other in tied:  # one of two of a moment is before the other
             assert (other in known) != (target in known_at[other])
 
 
-def test_events_of_a_moment_have_another_order_in_each_epoch(dataset: Dataset) -> None:
-    plan = Plan(batch_size=64, history_length=WIDE)
+@pytest.mark.parametrize("moment", [1, 5])
+def test_events_of_a_moment_have_another_order_in_each_epoch(dataset: Dataset, moment: int) -> None:
+    plan = Plan(batch_size=64, history_length=WIDE, moment=moment)
     orders = [{target: known for target, _, known in asked(dataset, plan, epoch=epoch)} for epoch in range(8)]
-    pairs = [(a, b) for a in orders[0] for b in before(dataset, a, False)[1] if a < b]
+    pairs = [(a, b) for a in orders[0] for b in before(dataset, a, False, moment)[1] if a < b]
     first = np.array([[a in order[b] for a, b in pairs] for order in orders])
     assert len(pairs) > 20
     assert 0.3 < first.mean() < 0.7

@@ -96,17 +96,17 @@ class TestNumbered:
 
     def test_their_places_decide_within_a_day(self, numbered: Path) -> None:
         events = amazon18.load(numbered, domains=("toys", "games"), label="implicit", min_user_events=1, ordered=True).events
-        assert [(item, time) for user, item, _, time in rows(events, "time") if user == "A"] == [("T1", 0), ("T2", 2), ("G1", 1)]
+        assert [(item, time) for user, item, _, time in rows(events, "time") if user == "A"] == [("T1", 100), ("T2", 201), ("G1", 200)]
 
 
 class TestOrder:
-    def test_a_place_for_each_event(self, folder: Path) -> None:
+    def test_events_of_a_time_are_a_second_apart(self, folder: Path) -> None:
         events = amazon18.load(folder, min_user_events=1, ordered=True).events
-        assert events.schema.time_unit == "step"
+        assert events.schema.time_unit == "s"
         places = {(user, item): time for user, item, _, time in rows(events, "time")}
         assert places == {
-            **{("A", "T1"): 0, ("A", "T2"): 1, ("A", "G1"): 2},  # of one day: by domain, as asked for
-            **{("B", "G2"): 0, ("B", "T1"): 1, ("C", "T2"): 0, ("D", "G1"): 0, ("D", "G2"): 1},
+            **{("A", "T1"): 100, ("A", "T2"): 200, ("A", "G1"): 201},  # the last two of one time: by domain, as asked for
+            **{("B", "G2"): 150, ("B", "T1"): 200, ("C", "T2"): 160, ("D", "G1"): 310, ("D", "G2"): 320},
         }
         with pytest.raises(ConfigError, match="ordered=True with timed=False"):
             amazon18.load(folder, ordered=True, timed=False)
@@ -143,7 +143,7 @@ def test_2014_has_all_of_it_too(tmp_path: Path) -> None:
     for name, ratings in (("Movies_and_TV", TOYS), ("CDs_and_Vinyl", GAMES)):
         (tmp_path / f"ratings_{name}.csv").write_text("".join(f"{u},{i},{r},{t}\n" for u, i, r, t in ratings))
     events = amazon14.load(tmp_path, min_user_events=1, label="implicit", overlap=0, ordered=True).events
-    assert (events.schema.label, events.schema.time_unit, len(events.user_ids)) == ("implicit", "step", 6)
+    assert (events.schema.label, events.schema.time_unit, len(events.user_ids)) == ("implicit", "s", 6)
 
 
 @pytest.mark.data

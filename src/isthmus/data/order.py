@@ -29,6 +29,7 @@ class Plan:
         sampler, alpha: see ``isthmus.data.negatives`` and ``isthmus.data.pools``.
         log_q: put the log-probabilities of the negatives in.
         history_length: L, the events of a history.
+        moment: units of time that count as one moment, see ``isthmus.data.sequences``.
         domains: indices to take rows from; None for all.
         cross: whether cross histories hold anything; None: only when ``domains`` is None, because a
             single-domain control must not see the other domains.
@@ -42,11 +43,12 @@ class Plan:
     alpha: float = 0.75
     log_q: bool = True
     history_length: int = 50
+    moment: int = 1
     domains: tuple[int, ...] | None = None
     cross: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 0), ("history_length", 0), ("temperature", 0)):
+        for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 0), ("history_length", 0), ("temperature", 0), ("moment", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}", f"at least {least}", "correct it")
 

@@ -5,8 +5,9 @@ state after every event is asked for what came next: the same questions, at a sh
 
 A sequence is what one user did in one domain in order of time, or, merged, what she did in all domains, asked for her events in one of
 them.  Each event is asked at the state after the one before it; before the first there is a state that knows nothing.  Events of one
-moment have no order: every epoch puts them in another one, so that each of them learns from the others (``docs/log.md`` has what that is
-worth; events of a domain without times keep the order they came in).  Sequences longer than a window are cut into several, from the end.
+moment, ``plan.moment`` units of time, have no order: every epoch puts them in another one, so that each of them learns from the others
+(``docs/log.md`` has what that is worth; events of a domain without times keep the order they came in).  Sequences longer than a window
+are cut into several, from the end.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Sequences:
         kept = np.flatnonzero(rows.positive(dataset.schema.label, slice(0, len(rows))))
         user, domain = rows.user.take(kept).astype(np.int64), rows.domain.take(kept).astype(np.int64)
         came = rows.row.take(kept)
-        time = came if rows.time is None else rows.time.take(kept)
+        time = came if rows.time is None else rows.time.take(kept) // plan.moment
         merged = merged and cross
         whose = user if merged else domain * dataset.schema.user.size + user
         order = np.lexsort((came, time, whose))

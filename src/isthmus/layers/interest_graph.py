@@ -74,16 +74,11 @@ class InterestGraph(nn.Module):
         self.message = nn.Linear(width, width, bias=False)  # W_a
         self.assign = nn.Linear(width, clusters, bias=False)  # W_p
 
-    def similarity(self, x: Tensor) -> Tensor:
-        """Events (B, L, width) -> (B, L, L)."""
-        heads = F.normalize(x[:, :, None] * self.metric, dim=3, eps=1e-6).flatten(2)
-        return heads @ heads.transpose(1, 2) / len(self.metric)
-
     def adjacency(self, x: Tensor, real: Tensor) -> Tensor:
         """Events (B, L, width), of which (B, L) bool are no padding -> (B, L, L) of 0 and 1; symmetric, 1 from each event to itself."""
         if not real.shape[1]:
             return x.new_zeros(len(x), 0, 0)
-        found, both = self.similarity(x), real[:, None] & real[:, :, None]
+        found, both = similarity(x, self.metric), real[:, None] & real[:, :, None]
         with torch.no_grad():
             ordered = found.masked_fill(~both, -torch.inf).flatten(1).sort(1, descending=True).values
             rank = (real.sum(1).square().double() * self.edges).ceil().long().clamp_min(1)
@@ -140,6 +135,12 @@ class InterestGraph(nn.Module):
         assignment = near.softmax(3) * real[:, None, :, None]
         turned = assignment.transpose(2, 3)
         return Pooled(turned @ fused, (turned @ gamma[..., None]).squeeze(3), assignment)
+
+
+def similarity(x: Tensor, metric: Tensor) -> Tensor:
+    """Events (B, L, width), weight vectors (heads, width) -> (B, L, L): the mean over heads of weighted cosines (eq. 1, 2)."""
+    heads = F.normalize(x[:, :, None] * metric, dim=3, eps=1e-6).flatten(2)
+    return heads @ heads.transpose(1, 2) / len(metric)
 
 
 def _leaky(width: int) -> nn.Module:

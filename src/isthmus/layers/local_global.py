@@ -22,7 +22,7 @@ class LocalGlobal(nn.Module):
 
     ::
 
-        local  = [the item's vector in its domain || the domain]
+        local  = [the item's vector in the row's domain || the event's domain]
         global = [sum of the item's id and fields || the domain]
 
     Args:
@@ -56,8 +56,12 @@ class LocalGlobal(nn.Module):
         return torch.cat([self.here(item, domain), beside], -1), torch.cat([self.everywhere.total(item), beside], -1)
 
     def forward(self, left: Left) -> tuple[Tensor, Tensor, Tensor]:
-        """E_g (with places, eq. 2), S_g (eq. 4), and the events' local vectors without places; (B, T, dim + domain_dim) each."""
-        here, everywhere = self.items(left.item, left.domain)
+        """E_g (with places, eq. 2), S_g (eq. 4), and the events' local vectors without places; (B, T, dim + domain_dim) each.
+
+        Of merged histories the events in other domains have vectors in the row's own domain too, so that its rows touch no other's.
+        """
+        beside, own = self.domain(left.domain + 1), left.domain[:, :1].expand_as(left.item)
+        here, everywhere = (torch.cat([x, beside], -1) for x in (self.here(left.item, own), self.everywhere.total(left.item)))
         begin = torch.zeros_like(here[:1])
         begin[:, 0] = self.begin
         shared = self.places(everywhere + begin)

@@ -18,6 +18,7 @@ from isthmus.errors import ConfigError
 from isthmus.layers.attention import masked_softmax
 from isthmus.layers.domain import PerDomain, slices
 from isthmus.layers.encoders._base import Places
+from isthmus.layers.sequence import Own
 
 
 class ItemSimilarity(nn.Module):
@@ -109,7 +110,8 @@ class GroupAttention(nn.Module):
         H = MLP(CA(G, S))                prototypes ask the sequence       (eq. 11)
         g = softmax(C) H, summed         weighted by relevance             (eq. 12)
 
-    No gradient goes through S (A.3).
+    No gradient goes through S (A.3).  Products with a matrix are taken of the places, before they are weighed for each group, and of the
+    sum over groups: the same numbers at a share of the work.
 
     Args:
         groups, dim: as of the prototypes.
@@ -151,12 +153,19 @@ class GroupAttention(nn.Module):
             (B, Q, dim), and the share of each group (B, Q, groups).
         """
         state = state.detach()
-        share = self.relevance(self.pooled(state, age, real)).squeeze(-1).softmax(-1)  # eq. 10, 12
+        wide, narrow = _layers(self.relevance)
+        share = narrow((self.pooled(F.linear(state, wide.weight), age, real) + wide.bias).relu()).squeeze(-1).softmax(-1)  # eq. 10, 12
         score = self.query(prototype) @ self.key(state).transpose(1, 2) / math.sqrt(state.shape[2])  # (B, groups, L)
         seen = real if real.dim() == 3 else real[None]
         weight = masked_softmax(score[:, None], seen[:, :, None])  # (B, Q, groups, L)
-        asked = weight @ self.value(state)[:, None]  # eq. 11: (B, Q, groups, dim)
-        return (share[..., None] * self.mlp(asked)).sum(2), share  # eq. 12
+        wide, narrow = _layers(self.mlp)
+        asked = (weight @ F.linear(self.value(state), wide.weight)[:, None] + wide.bias).relu()  # eq. 11: (B, Q, groups, dim)
+        return narrow((share[..., None, :] @ asked).squeeze(2)), share  # eq. 12
+
+
+def _layers(net: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
+    """A network's two layers, without what is between them."""
+    return cast("nn.Linear", net[0]), cast("nn.Linear", net[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +233,15 @@ class LocalPart(nn.Module):
             group, share = self.group(prototype, local, age[:, None], real[:, None])
         return Mixed(item, fused, group, mean @ local, share)
 
-    def each(self, event: Tensor, shared: Tensor, state: Tensor, prototype: Tensor | None) -> Mixed:
-        """After each event, from what came up to it: its own event asks in the place of a candidate (Q = T)."""
+    def each(self, event: Tensor, shared: Tensor, state: Tensor, prototype: Tensor | None, part: Own | None = None) -> Mixed:
+        """After each event, from what came up to it: its own event asks in the place of a candidate (Q = T).
+
+        Args:
+            event, shared, state, prototype: see ``whole``.
+            part: of merged histories, the events in the domain: the domain's encoder reads them alone.
+        """
         own = self.places(event)
-        local = self.encoder(own)
+        local = self.encoder(own) if part is None else part.spread(self.encoder(self.places(part.taken(event))))
         column = torch.arange(event.shape[1], device=event.device)
         age = column[:, None] - column
         real, none = age >= 0, torch.zeros_like(local)

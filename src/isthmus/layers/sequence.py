@@ -62,6 +62,39 @@ class Left:
         return state.gather(1, slot.clamp_min(0)[..., None].expand(-1, -1, state.shape[2]))
 
 
+@dataclass(slots=True)
+class Own:
+    """Of merged histories the events in the rows' own domains, as sequences of their own.
+
+    Attributes:
+        slot: (B, T') where each of them stands in the merged one, the begin in slot 0; behind a sequence's end anything.
+        after: (B, T) the place in it that knows as many of its events as each merged slot does.
+    """
+
+    slot: Tensor
+    after: Tensor
+
+    @classmethod
+    def of(cls, left: Left) -> Own:
+        """Slot 0 and the events of slot 0's domain."""
+        own = (left.item != PADDING) & (left.domain == left.domain[:, :1])
+        own[:, 0] = True
+        width = int(own.sum(1).max()) if len(own) else 1
+        return cls((~own).to(torch.int8).argsort(dim=1, stable=True)[:, :width], own.cumsum(1) - 1)
+
+    def taken(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T', d), their own slots."""
+        return x.gather(1, self.slot[..., None].expand(-1, -1, x.shape[2]))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(B, T', d) -> (B, T, d), what the own sequence has at every merged slot."""
+        return x.gather(1, self.after[..., None].expand(-1, -1, x.shape[2]))
+
+    def rows(self, rows: slice) -> Own:
+        """Some rows of it."""
+        return Own(self.slot[rows], self.after[rows])
+
+
 class EncodedEvents(nn.Module):
     """What sequence models share but for their encoder: items as events and as candidates, of one table, and the state after each event.
 

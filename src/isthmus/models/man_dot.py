@@ -28,7 +28,7 @@ from isthmus.layers.group_looks import ROWS, group_looks
 from isthmus.layers.local_global import LocalGlobal
 from isthmus.layers.mixed_attention import GroupPrototypes, LocalPart, Mixed, through
 from isthmus.layers.mlp import start_at_zero
-from isthmus.layers.sequence import Left
+from isthmus.layers.sequence import Left, Own
 from isthmus.model import Loss, Model, Sequential, Stage, evaluating
 from isthmus.schema import Schema
 
@@ -52,6 +52,8 @@ class MANDot(Sequential):
         length: places that are told apart; more than the events of a history.
         dropout: share of what the mixed parts say that is dropped in training.
         bias: a number for each item in each domain, see ``ItemBias``.
+        merged: the global encoder reads the user's events in all domains, in order of time, and so do item similarity and sequence
+            fusion; the domain's encoder its own.  For domains that do share users.
     """
 
     needs: ClassVar[Needs] = Needs(history=True)
@@ -75,8 +77,11 @@ class MANDot(Sequential):
         length: int = 51,
         dropout: float = 0.2,
         bias: bool = True,
+        merged: bool = False,
     ) -> None:
         super().__init__(schema)
+        self.merged = merged
+        self.needs = Needs(merged_history=True) if merged else Needs(history=True)  # type: ignore[misc]
         domains, width = len(schema.domains), dim + domain_dim
         self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length)
         self.groups = GroupPrototypes(groups, width, weight=group_weight, bounded=bounded) if group_prototypes else None
@@ -92,12 +97,13 @@ class MANDot(Sequential):
 
     def states(self, batch: Batch) -> Tensor:
         """(B, L, 2 (dim + domain_dim) [+ 1]): the state after each event."""
-        left = Left.of(batch)
+        left = Left.of(batch, self.merged)
+        own_events = Own.of(left) if self.merged else None
         shared, state, event = self.vectors(left)
         prototype = None if self.groups is None else self.groups.prototype
 
         def run(part: LocalPart, rows: slice) -> Mixed:
-            return part.each(event[rows], shared[rows], state[rows], prototype)
+            return part.each(event[rows], shared[rows], state[rows], prototype, own_events and own_events.rows(rows))
 
         mixed = through(self.local, batch.offsets, run)
         own = mixed.local
@@ -118,7 +124,7 @@ class MANDot(Sequential):
         if self.groups is None:
             return []
         with torch.no_grad(), evaluating(self):
-            return group_looks(samples(dataset, self.needs, ROWS), self.vectors, self.local, self.groups.prototype)
+            return group_looks(samples(dataset, MANDot.needs, ROWS), self.vectors, self.local, self.groups.prototype)
 
 
 class _Prediction(nn.Sequential):

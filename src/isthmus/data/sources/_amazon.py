@@ -95,8 +95,8 @@ def loader(year: Year, usual: tuple[str, ...]):  # pyright knows it, down to the
             seed: draws who keeps it.
             metadata: give products the fields categories (multi-valued), brand (categorical) and price (numeric).
             timed: False leaves the times out: a history is then the set of everything known of a user elsewhere.
-            ordered: the time is an event's place among all of the user's, whose days alone are known: so that of two events of
-                a day one is before the other, as next-item protocols have it that go by places.
+            ordered: a user's events of a day are a second apart, as told, those of all domains together: so that one is before the
+                other, as next-item protocols have it that go by places.
 
         Returns:
             Events; ``dropped`` counts what was left out and why.
@@ -139,7 +139,6 @@ def loader(year: Year, usual: tuple[str, ...]):  # pyright knows it, down to the
             label_kind=label,
             items=_metadata(year, folder, names, frame["item"].unique()) if metadata else None,
             item_fields=FIELDS if metadata else (),
-            time_unit="step" if ordered else "s",
             domains=tuple(name for name in names if name in present),
         )
         events.dropped.update(dropped)
@@ -201,9 +200,9 @@ def _parquet(folder: Path, file: Path, name: str) -> pl.DataFrame:
 
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
-    """The time becomes an event's place among all of the user's: by time, then as told, then by domain as read."""
+    """A user's events of one time are a second apart: as told, then by domain as read."""
     places = rows.with_row_index("row").select("row", "user", "time", "order").sort("user", "time", "order", "row")
-    places = places.select("row", time=pl.int_range(pl.len(), dtype=pl.Int64).over("user"))
+    places = places.select("row", time=pl.col("time") + pl.int_range(pl.len(), dtype=pl.Int64).over("user", "time"))
     return rows.with_columns(places.sort("row")["time"])
 
 
