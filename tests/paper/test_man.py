@@ -24,6 +24,7 @@ from isthmus.fit import fit
 from isthmus.grow import Translated, grow
 from isthmus.how import How
 from isthmus.layers.encoders import available
+from isthmus.layers.encoders._base import Encoder
 from isthmus.layers.local_global import LocalGlobal
 from isthmus.layers.mixed_attention import GroupAttention, GroupPrototypes, ItemSimilarity, LocalPart, Mixed, SequenceFusion
 from isthmus.layers.sequence import Left, Own
@@ -43,6 +44,17 @@ PARTS = {"item_similarity": "item", "sequence_fusion": "fusion", "group_prototyp
 both = pytest.mark.parametrize("name", MODELS)
 with_each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 MANs = MAN | MANDot
+
+
+class Plain(Encoder):
+    """A linear map of each event."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.map = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x)
 
 
 def set_(weight: object, values: object) -> None:
@@ -537,8 +549,8 @@ def test_an_ablation_removes_exactly_its_part(name: str, left_out: str) -> None:
 def test_what_is_not_left_out_says_the_same(whole: bool, left_out: str) -> None:
     torch.manual_seed(0)
     names = {"item_similarity": "item", "sequence_fusion": "sequence", "group_prototypes": "group"}
-    full = LocalPart(nn.Linear(4, 4), 4, 3, 9)
-    less = LocalPart(nn.Linear(4, 4), 4, 3, 9, **{names[left_out]: False})
+    full = LocalPart(Plain(4), 4, 3, 9)
+    less = LocalPart(Plain(4), 4, 3, 9, **{names[left_out]: False})
     assert less.load_state_dict(full.state_dict(), strict=False).missing_keys == []
     event, shared, state, prototype = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(3, 4)
     real = torch.arange(5) <= torch.tensor([[4], [2]])
@@ -577,7 +589,7 @@ def test_a_state_knows_nothing_of_later_events(encoder: str) -> None:
 
 def test_after_the_last_event_each_agrees_with_whole() -> None:
     torch.manual_seed(0)
-    part, prototype = LocalPart(nn.Linear(4, 4), 4, 3, 3), torch.randn(3, 4)  # groups look back at three events
+    part, prototype = LocalPart(Plain(4), 4, 3, 3), torch.randn(3, 4)  # groups look back at three events
     event, shared, state = (torch.randn(2, 5, 4) for _ in range(3))
     each = part.each(event, shared, state, prototype)
     for count in range(1, 6):
@@ -594,6 +606,39 @@ def test_after_the_last_event_each_agrees_with_whole() -> None:
         rows = part.fusion(each.local, state, real[:, None])  # as printed every place sees the whole history, and their mean counts
         torch.testing.assert_close(each.fused[:, last], rows[:, last])
         torch.testing.assert_close(rows[:, :count].mean(1), whole.fused[:, 0])
+
+
+# ---------------------------------------------------------------- times
+
+
+def test_gaps_between_events_by_hand() -> None:
+    batch = batch_of(domains=1)
+    assert Left.of(batch).gaps("s") is None
+    batch.history_time = torch.tensor([[10, 10, 70, 60, 3670], [9, 9, 9, 100, 4], [0, 0, 0, 0, 0]])  # of no event anything
+    year = math.log1p(365 * 24 * 3600)
+    one, hour = math.log1p(60) / year, math.log1p(3610) / year
+    found = Left.of(batch).gaps("s")
+    assert found is not None
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0, 0, one, 0, hour], [0.0] * 6, [0.0] * 6]))
+    steps = Left.of(batch).gaps("ms")
+    assert steps is not None
+    assert steps[0, 5].item() == pytest.approx(math.log1p(3.61) / year)
+    batch.history, batch.history_time = batch.history[:, :0] if batch.history is not None else None, batch.history_time[:, :0]
+    none = Left.of(batch).gaps("s")
+    assert none is not None
+    assert none.tolist() == [[0.0]] * 3
+
+
+@both
+def test_a_timed_encoder_is_told_when_events_were(name: str) -> None:
+    timed, plain, batch = shaken(name, encoder="sli_rec"), shaken(name), batch_of()
+    assert (timed.needs.history_time, plain.needs.history_time) == (True, False)
+    batch.history_time = torch.arange(30).view(6, 5) * 1000
+    soon, late = batch, dataclasses.replace(batch, history_time=batch.history_time**3)
+    assert (logits(timed, soon) - logits(timed, late)).abs().max() > 1e-4
+    assert torch.equal(logits(plain, soon), logits(plain, late))
+    with pytest.raises(ConfigError, match="merged histories have no times"):
+        build("man_dot", schema_of(2), {"encoder": "sli_rec", "merged": True}, seed=0)
 
 
 # ---------------------------------------------------------------- merged histories

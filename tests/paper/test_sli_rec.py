@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from isthmus.batch import Batch
-from isthmus.layers.time_lstm import TimeLSTM
-from isthmus.models.sli_rec import LOG_YEAR, SLiRec
+from isthmus.layers.time_lstm import LOG_YEAR, TimeLSTM
+from isthmus.models.sli_rec import SLiRec
 from isthmus.schema import PADDING, Domain, Entity, Schema
 
 LEVEL = torch.tensor([-1.0, 2.0])
@@ -77,12 +77,28 @@ def test_one_unit_by_hand() -> None:
         lstm.event.weight[:, 0] = torch.tensor([0.0, 0, 0, 1, 0, 0])
         lstm.interval.weight.fill_(1.0)
         lstm.from_interval.weight[1] = -2.0  # the longer since the event before, the less is kept of what was
+        assert lstm.span is not None
+        assert lstm.from_span is not None
         lstm.span.weight.fill_(1.0)
         lstm.from_span.weight[1] = -3.0  # the longer ago, the less comes in
     found = lstm(torch.ones(2, 1), torch.tensor([0, 0]), 1, torch.tensor([0.0, 0.7]), torch.tensor([0.9, 0.2]))
     first = 0.5 * sig(-3 * math.tanh(0.9)) * math.tanh(1)
     second = 0.5 * sig(-2 * math.tanh(0.7)) * first + 0.5 * sig(-3 * math.tanh(0.2)) * math.tanh(1)
     torch.testing.assert_close(found[:, 0], torch.tensor([0.5 * math.tanh(first), 0.5 * math.tanh(second)]))
+
+
+def test_without_now_everything_comes_in() -> None:
+    lstm, x, interval, span = made_lstm()
+    blind = TimeLSTM(3, 2, span=False)
+    with torch.no_grad():
+        for weight in (lstm.from_span, lstm.span):
+            assert weight is not None
+            weight.weight.zero_()
+        lstm.event.bias[10:] = 40.0  # T_s = 1
+        lstm.event.weight[10:] = 0.0
+        left = {key: value[:10] if key.startswith("event") else value for key, value in lstm.state_dict().items() if "span" not in key}
+        blind.load_state_dict(left)
+    torch.testing.assert_close(blind(x, ROWS, 6, interval), lstm(x, ROWS, 6, interval, span))
 
 
 def test_no_events_have_no_states() -> None:

@@ -16,6 +16,7 @@ from isthmus.layers.encoders.caser import Convolutions
 from isthmus.layers.encoders.dien import InterestStates
 from isthmus.layers.encoders.gru4rec import Recurrent
 from isthmus.layers.encoders.sasrec import SelfAttention
+from isthmus.layers.encoders.sli_rec import LongAndShort
 from isthmus.layers.encoders.surge import FusedInterests
 
 NAMES = sorted(available())
@@ -38,9 +39,16 @@ def states(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_the_encoders_are_the_files() -> None:
-    assert {"caser", "dien", "gru4rec", "sasrec", "surge"} <= set(NAMES)
+    assert {"caser", "dien", "gru4rec", "sasrec", "sli_rec", "surge"} <= set(NAMES)
     assert not any(name.startswith("_") for name in NAMES)
-    found = {"caser": Convolutions, "dien": InterestStates, "gru4rec": Recurrent, "sasrec": SelfAttention, "surge": FusedInterests}
+    found = {
+        "caser": Convolutions,
+        "dien": InterestStates,
+        "gru4rec": Recurrent,
+        "sasrec": SelfAttention,
+        "sli_rec": LongAndShort,
+        "surge": FusedInterests,
+    }
     assert all(type(make_encoder(name, 4)) is kind for name, kind in found.items())
 
 
@@ -111,7 +119,7 @@ def test_every_weight_learns_and_dropout_is_for_training(name: str) -> None:
     assert torch.equal(states(encoder, x), states(encoder, x))
     encoder.train()
     assert not torch.equal(states(encoder, x), states(encoder, x))
-    (encoder(x) * torch.randn(8, 7, 8)).sum().backward()
+    (encoder.states(x, torch.rand(8, 7)) * torch.randn(8, 7, 8)).sum().backward()
     assert [key for key, weight in encoder.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 
@@ -282,6 +290,41 @@ def slow_surge(net: FusedInterests, x: list[Vector]) -> list[Vector]:
     return [linear(net.out, v) for v in recurrent(net.gru, fused)]
 
 
+@torch.no_grad()
+def slow_sli_rec(net: LongAndShort, x: list[Vector], gap: Vector | None = None) -> list[Vector]:
+    """The LSTM is another's to check (``tests/paper/test_sli_rec.py``): here it reads each beginning of the sequence anew."""
+    x, dim, found = [normed(net.norm, v) for v in x], len(x[0]), []
+    gap = gap or [0.0] * len(x)
+
+    def mixed(score: Vector, of: list[Vector]) -> Vector:
+        weight = [math.exp(s) / sum(map(math.exp, score)) for s in score]
+        return [sum(w * v[i] for w, v in zip(weight, of, strict=True)) for i in range(dim)]
+
+    for t, event in enumerate(x):
+        n = t + 1
+        h = net.lstm(torch.tensor(x[:n]), torch.zeros(n, dtype=torch.int64), 1, torch.tensor(gap[:n])).tolist()
+        long = mixed([through(net.long.weight, v)[0] for v in x[:n]], x[:n])
+        short = mixed([dot(v, through(net.asked.weight, event)) / math.sqrt(dim) for v in h], h)
+        alpha = sigmoid(net.fusion(torch.tensor([[*event, *short, *long, gap[t]]])).item())
+        found.append(linear(net.out, [alpha * s + (1 - alpha) * p for s, p in zip(short, long, strict=True)]))
+    return found
+
+
+def test_times_between_events_count_in_timed_encoders_alone() -> None:
+    encoder, x, gap = shaken("sli_rec"), torch.randn(2, 6, 4), torch.rand(2, 6)
+    assert isinstance(encoder, LongAndShort)
+    expected = torch.tensor([slow_sli_rec(encoder, row, since) for row, since in zip(x.tolist(), gap.tolist(), strict=True)])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.states(x, gap), expected, rtol=1e-4, atol=1e-4)
+        assert (encoder.states(x, None) - expected).abs().max() > 1e-3
+        later = gap.clone()
+        later[:, 4:] += 1
+        torch.testing.assert_close(encoder.states(x, later)[:, :4], expected[:, :4], rtol=1e-4, atol=1e-4)
+        blind = shaken("gru4rec")
+        assert torch.equal(blind.states(x, gap), blind(x))
+    assert [name for name in NAMES if make_encoder(name, 4).timed] == ["sli_rec"]
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [
@@ -294,6 +337,7 @@ def slow_surge(net: FusedInterests, x: list[Vector]) -> list[Vector]:
         ("gru4rec", {}),
         ("gru4rec", {"hidden": 3, "layers": 2}),
         ("dien", {}),
+        ("sli_rec", {}),
         ("surge", {}),
         ("surge", {"heads": 1, "edges": 0.2, "hidden": 3}),
         ("surge", {"edges": 1.0}),
@@ -301,7 +345,14 @@ def slow_surge(net: FusedInterests, x: list[Vector]) -> list[Vector]:
 )
 def test_against_a_slow_one(name: str, args: dict[str, Any]) -> None:
     encoder, x = shaken(name, **args), torch.randn(2, 6, 4)
-    slow: Any = {"caser": slow_caser, "dien": slow_dien, "sasrec": slow_sasrec, "gru4rec": slow_gru, "surge": slow_surge}[name]
+    slow: Any = {
+        "caser": slow_caser,
+        "dien": slow_dien,
+        "gru4rec": slow_gru,
+        "sasrec": slow_sasrec,
+        "sli_rec": slow_sli_rec,
+        "surge": slow_surge,
+    }[name]
     expected = torch.tensor([slow(encoder, row) for row in x.tolist()])
     torch.testing.assert_close(states(encoder, x), expected, rtol=1e-4, atol=1e-4)
 

@@ -81,10 +81,11 @@ def of_users(batch: Batch, vectors: LocalGlobal, local: PerDomain, prototype: Te
     """g^Au (B, dim) after the last event, and the shares softmax(C) (B, groups); of at least one row."""
     left = Left.of(batch)
     shared, state, event = vectors(left)
-    real = torch.arange(event.shape[1], device=event.device) <= left.count[:, None]
+    real, gap = torch.arange(event.shape[1], device=event.device) <= left.count[:, None], left.gaps(vectors.unit)
 
     def run(part: LocalPart, rows: slice) -> Mixed:
-        return part.whole(event[rows], shared[rows], state[rows], real[rows], event[rows, :0], prototype)  # nobody asks
+        since = None if gap is None else gap[rows]
+        return part.whole(event[rows], shared[rows], state[rows], real[rows], event[rows, :0], prototype, since)  # nobody asks
 
     mixed = through(local, batch.offsets, run)
     assert mixed.share is not None

@@ -32,19 +32,26 @@ class LocalGlobal(nn.Module):
         encoder: name of a file in ``isthmus.layers.encoders``.
         args: its hyper-parameters.
         length: places that are told apart.
+        std: standard deviation of the items' vectors at the start.
+
+    Attributes:
+        timed: the encoder wants to know when events were.
 
     Raises:
         ConfigError: no such encoder or hyper-parameter.
     """
 
-    def __init__(self, schema: Schema, dim: int, domain_dim: int, encoder: str, args: Mapping[str, Any] | None, length: int) -> None:
+    def __init__(
+        self, schema: Schema, dim: int, domain_dim: int, encoder: str, args: Mapping[str, Any] | None, length: int, std: float
+    ) -> None:
         super().__init__()
         own = {"length": 0} if "length" in settings(encoder) else {}  # places are added to the events here, eq. 1
         self._encoder, self._args, self._width = encoder, {**own, **(args or {})}, dim + domain_dim
-        self.here, self.everywhere = DomainItems(schema, dim, std=0.1), EntityFields(schema.item, dim, id_dropout=0.0, std=0.1)
+        self.here, self.everywhere = DomainItems(schema, dim, std=std), EntityFields(schema.item, dim, id_dropout=0.0, std=std)
         self.domain = DomainTable(len(schema.domains), domain_dim, std=0.02)
         self.begin = nn.Parameter(torch.randn(self._width) * 0.02)
         self.places, self.encoder = Places(length, self._width), self.make()
+        self.timed, self.unit = self.encoder.timed, schema.time_unit
 
     def make(self) -> Encoder:
         """One more encoder of the same kind."""
@@ -65,4 +72,4 @@ class LocalGlobal(nn.Module):
         begin = torch.zeros_like(here[:1])
         begin[:, 0] = self.begin
         shared = self.places(everywhere + begin)
-        return shared, self.encoder(shared), here + begin
+        return shared, self.encoder.states(shared, left.gaps(self.unit)), here + begin

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from isthmus.errors import ConfigError
 from isthmus.layers.attention import masked_softmax
 from isthmus.layers.domain import PerDomain, slices
-from isthmus.layers.encoders._base import Places
+from isthmus.layers.encoders._base import Encoder, Places
 from isthmus.layers.sequence import Own
 
 
@@ -199,7 +199,7 @@ class LocalPart(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, dim: int, groups: int, length: int, *, item: bool = True, sequence: bool = True, group: bool = True
+        self, encoder: Encoder, dim: int, groups: int, length: int, *, item: bool = True, sequence: bool = True, group: bool = True
     ) -> None:
         super().__init__()
         self.encoder, self.places = encoder, Places(length, dim)
@@ -207,7 +207,16 @@ class LocalPart(nn.Module):
         self.fusion = SequenceFusion(dim) if sequence else None
         self.group = GroupAttention(groups, dim, length) if group else None
 
-    def whole(self, event: Tensor, shared: Tensor, state: Tensor, real: Tensor, asked: Tensor, prototype: Tensor | None) -> Mixed:
+    def whole(
+        self,
+        event: Tensor,
+        shared: Tensor,
+        state: Tensor,
+        real: Tensor,
+        asked: Tensor,
+        prototype: Tensor | None,
+        gap: Tensor | None = None,
+    ) -> Mixed:
         """As printed: candidates ask, and states are averaged over the history (Q = 1, of ``item`` Q = C).
 
         Args:
@@ -217,9 +226,10 @@ class LocalPart(nn.Module):
             real: (B, T) bool, places of the history.
             asked: (B, C, dim) candidates.
             prototype: (groups, dim), or None.
+            gap: (B, T) scaled times since the event before, for encoders that are timed.
         """
         own = self.places(event)
-        local = self.encoder(own)
+        local = self.encoder.states(own, gap)
         count = real.sum(1, keepdim=True)
         mean = (real / count)[:, None]  # every sequence has its begin
         none = torch.zeros_like(local[:, :1])
@@ -233,15 +243,23 @@ class LocalPart(nn.Module):
             group, share = self.group(prototype, local, age[:, None], real[:, None])
         return Mixed(item, fused, group, mean @ local, share)
 
-    def each(self, event: Tensor, shared: Tensor, state: Tensor, prototype: Tensor | None, part: Own | None = None) -> Mixed:
+    def each(
+        self,
+        event: Tensor,
+        shared: Tensor,
+        state: Tensor,
+        prototype: Tensor | None,
+        gap: Tensor | None = None,
+        part: Own | None = None,
+    ) -> Mixed:
         """After each event, from what came up to it: its own event asks in the place of a candidate (Q = T).
 
         Args:
-            event, shared, state, prototype: see ``whole``.
+            event, shared, state, prototype, gap: see ``whole``.
             part: of merged histories, the events in the domain: the domain's encoder reads them alone.
         """
         own = self.places(event)
-        local = self.encoder(own) if part is None else part.spread(self.encoder(self.places(part.taken(event))))
+        local = self.encoder.states(own, gap) if part is None else part.spread(self.encoder(self.places(part.taken(event))))
         column = torch.arange(event.shape[1], device=event.device)
         age = column[:, None] - column
         real, none = age >= 0, torch.zeros_like(local)

@@ -21,6 +21,7 @@ from isthmus.layers.domain_items import ItemBias
 from isthmus.layers.encoders import make_encoder
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import DomainTable
+from isthmus.layers.time_lstm import scaled
 from isthmus.schema import PADDING, Schema
 
 
@@ -33,12 +34,14 @@ class Left:
         domain: (B, T) the events' domains; in slot 0 and behind the end the row's own.
         count: (B,) events of each.
         width: L, at least 1.
+        time: (B, T - 1) times of the events, from slot 1 on, where a batch of own histories brings them, or None.
     """
 
     item: Tensor
     domain: Tensor
     count: Tensor
     width: int
+    time: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, merged: bool = False) -> Left:
@@ -54,7 +57,16 @@ class Left:
         item = F.pad(past, (1, 0)).gather(1, place)  # one more slot, so that there is one to read where there is no history
         domain = F.pad(whose.expand_as(past), (1, 0)).gather(1, place)
         domain = torch.cat([own, torch.where(there, domain, own)], 1)
-        return cls(torch.cat([torch.zeros_like(own), item * there], 1), domain, count, max(1, width))
+        time = None if merged or batch.history_time is None else F.pad(batch.history_time, (1, 0)).gather(1, place)
+        return cls(torch.cat([torch.zeros_like(own), item * there], 1), domain, count, max(1, width), time)
+
+    def gaps(self, unit: str) -> Tensor | None:
+        """(B, T) float32 scaled times since the event before, 0 for first events, the begin and behind the end; None without times."""
+        if self.time is None:
+            return None
+        column = torch.arange(self.time.shape[1], device=self.time.device)
+        later = (column > 0) & (column < self.count[:, None])
+        return F.pad(scaled((self.time - self.time.roll(1, 1)) * later, unit), (1, 0))
 
     def right(self, state: Tensor) -> Tensor:
         """(B, T, d), the state in slot t knowing t events -> (B, L, d), right-aligned; before the first event that of slot 0."""

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "step": 1.0}
+LOG_YEAR = math.log1p(365 * 24 * 3600)
+
+
+def scaled(gap: Tensor, unit: str) -> Tensor:
+    """Times (...) int64 in a schema's unit -> (...) float32: log(1 + seconds) over that of a year; where only order counts, of steps."""
+    return (gap.clamp_min(0).to(torch.float32) * SECONDS[unit]).log1p() / LOG_YEAR
 
 
 class TimeLSTM(nn.Module):
@@ -24,20 +34,21 @@ class TimeLSTM(nn.Module):
     Args:
         width: of an event.
         hidden: of a state.
+        span: knows "now"; False: S is not given, and T_s is 1.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, span: bool = True) -> None:
         super().__init__()
         self.hidden = hidden
-        self.event = nn.Linear(width, 6 * hidden)  # f, i, o, the new content, T_d, T_s
+        self.event = nn.Linear(width, (5 + span) * hidden)  # f, i, o, the new content, T_d, T_s
         self.state = nn.Linear(hidden, 4 * hidden, bias=False)  # f, i, o, the new content
-        self.interval, self.span = nn.Linear(1, hidden), nn.Linear(1, hidden)
+        self.interval, self.span = nn.Linear(1, hidden), nn.Linear(1, hidden) if span else None
         self.from_interval = nn.Linear(hidden, 2 * hidden, bias=False)  # o, T_d
-        self.from_span = nn.Linear(hidden, 2 * hidden, bias=False)  # o, T_s
+        self.from_span = nn.Linear(hidden, 2 * hidden, bias=False) if span else None  # o, T_s
         with torch.no_grad():
             self.event.bias[:hidden] = 1.0  # at first it forgets little
 
-    def forward(self, event: Tensor, row: Tensor, rows: int, interval: Tensor, span: Tensor) -> Tensor:
+    def forward(self, event: Tensor, row: Tensor, rows: int, interval: Tensor, span: Tensor | None = None) -> Tensor:
         """Runs over the events of every row.
 
         Args:
@@ -45,13 +56,13 @@ class TimeLSTM(nn.Module):
             row: (E,) int64, ascending.
             rows: their number; some may have no event.
             interval: (E,) since the row's event before; of a first event 0.
-            span: (E,) until now.
+            span: (E,) until now; None without.
 
         Returns:
             (E, hidden): h after each event.
         """
         order, sizes = _steps(row, rows)
-        gates, keep, enter = self._gates(event[order], interval[order, None], span[order, None])
+        gates, keep, enter = self._gates(event[order], interval[order, None], None if span is None else span[order, None])
         h = c = event.new_zeros(rows, self.hidden)
         states = [h[:0]]
         for now, kept, entering in zip(gates.split(sizes), keep.split(sizes), enter.split(sizes), strict=True):
@@ -62,12 +73,14 @@ class TimeLSTM(nn.Module):
             states.append(h)
         return torch.zeros_like(keep).index_copy(0, order, torch.cat(states))
 
-    def _gates(self, event: Tensor, interval: Tensor, span: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gates(self, event: Tensor, interval: Tensor, span: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(E, 4 hidden) what f, i, o and the content are before h comes in; (E, hidden) T_d and T_s."""
+        f, i, o, content, keep, *enter = self.event(event).split(self.hidden, 1)
         o_d, t_d = self.from_interval(self.interval(interval).tanh()).chunk(2, 1)
+        if self.span is None or self.from_span is None or span is None:
+            return torch.cat([f, i, o + o_d, content], 1), (keep + t_d).sigmoid(), torch.ones_like(keep)
         o_s, t_s = self.from_span(self.span(span).tanh()).chunk(2, 1)
-        f, i, o, content, keep, enter = self.event(event).chunk(6, 1)
-        return torch.cat([f, i, o + o_d + o_s, content], 1), (keep + t_d).sigmoid(), (enter + t_s).sigmoid()
+        return torch.cat([f, i, o + o_d + o_s, content], 1), (keep + t_d).sigmoid(), (enter[0] + t_s).sigmoid()
 
 
 def _steps(row: Tensor, rows: int) -> tuple[Tensor, list[int]]:

@@ -85,7 +85,8 @@ class MAN(Model):
         super().__init__(schema)
         domains, width = len(schema.domains), dim + domain_dim
         self.levels = Levels(schema)
-        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length)
+        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, 0.1)
+        self.needs = Needs(history=True, history_time=self.vectors.timed)  # type: ignore[misc]
         self.groups = GroupPrototypes(groups, width, weight=group_weight, bounded=bounded) if group_prototypes else None
         parts = {"item": item_similarity, "sequence": sequence_fusion, "group": group_prototypes}
         self.local = PerDomain(domains, lambda: LocalPart(self.vectors.make(), width, groups, length, **parts))
@@ -97,14 +98,15 @@ class MAN(Model):
         """Logits (B, C), with the term ``groups`` (eq. 13) in training."""
         left = Left.of(batch)
         shared, state, event = self.vectors(left)
-        real = torch.arange(event.shape[1], device=event.device) <= left.count[:, None]
+        real, gap = torch.arange(event.shape[1], device=event.device) <= left.count[:, None], left.gaps(self.schema.time_unit)
         domain = batch.domain[:, None].expand_as(batch.item)
         here, everywhere = self.vectors.items(batch.item, domain)
         item = here + everywhere
         prototype = None if self.groups is None else self.groups.prototype
 
         def run(part: LocalPart, rows: slice) -> Mixed:
-            return part.whole(event[rows], shared[rows], state[rows], real[rows], item[rows], prototype)
+            since = None if gap is None else gap[rows]
+            return part.whole(event[rows], shared[rows], state[rows], real[rows], item[rows], prototype, since)
 
         mixed = through(self.local, batch.offsets, run)
         x = torch.cat([getattr(mixed, name).expand_as(item) for name in self.read] + [item], 2)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs
 from isthmus.data.samples import samples
+from isthmus.errors import ConfigError
 from isthmus.insight import Insight
 from isthmus.layers.domain import PerDomain
 from isthmus.layers.domain_items import ItemBias
@@ -54,6 +55,9 @@ class MANDot(Sequential):
         bias: a number for each item in each domain, see ``ItemBias``.
         merged: the global encoder reads the user's events in all domains, in order of time, and so do item similarity and sequence
             fusion; the domain's encoder its own.  For domains that do share users.
+
+    Raises:
+        ConfigError: no such encoder or hyper-parameter, or a timed encoder over merged histories.
     """
 
     needs: ClassVar[Needs] = Needs(history=True)
@@ -81,9 +85,12 @@ class MANDot(Sequential):
     ) -> None:
         super().__init__(schema)
         self.merged = merged
-        self.needs = Needs(merged_history=True) if merged else Needs(history=True)  # type: ignore[misc]
         domains, width = len(schema.domains), dim + domain_dim
-        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length)
+        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, 0.02)
+        if merged and self.vectors.timed:
+            came = f"merged = True over {encoder!r}, which reads the times between events"
+            raise ConfigError(came, "another encoder: merged histories have no times", "leave merged out")
+        self.needs = Needs(merged_history=True) if merged else Needs(history=True, history_time=self.vectors.timed)  # type: ignore[misc]
         self.groups = GroupPrototypes(groups, width, weight=group_weight, bounded=bounded) if group_prototypes else None
         parts = {"item": item_similarity, "sequence": sequence_fusion, "group": group_prototypes}
         self.local = PerDomain(domains, lambda: LocalPart(self.vectors.make(), width, groups, length, **parts))
@@ -98,12 +105,14 @@ class MANDot(Sequential):
     def states(self, batch: Batch) -> Tensor:
         """(B, L, 2 (dim + domain_dim) [+ 1]): the state after each event."""
         left = Left.of(batch, self.merged)
-        own_events = Own.of(left) if self.merged else None
+        among = Own.of(left) if self.merged else None
         shared, state, event = self.vectors(left)
+        gap = left.gaps(self.schema.time_unit)
         prototype = None if self.groups is None else self.groups.prototype
 
         def run(part: LocalPart, rows: slice) -> Mixed:
-            return part.each(event[rows], shared[rows], state[rows], prototype, own_events and own_events.rows(rows))
+            since, known = None if gap is None else gap[rows], None if among is None else among.rows(rows)
+            return part.each(event[rows], shared[rows], state[rows], prototype, since, known)
 
         mixed = through(self.local, batch.offsets, run)
         own = mixed.local
@@ -124,7 +133,12 @@ class MANDot(Sequential):
         if self.groups is None:
             return []
         with torch.no_grad(), evaluating(self):
-            return group_looks(samples(dataset, MANDot.needs, ROWS), self.vectors, self.local, self.groups.prototype)
+            return group_looks(
+                samples(dataset, Needs(history=True, history_time=self.vectors.timed), ROWS),
+                self.vectors,
+                self.local,
+                self.groups.prototype,
+            )
 
 
 class _Prediction(nn.Sequential):

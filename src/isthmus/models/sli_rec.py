@@ -19,7 +19,6 @@ short-term attention's parts M h_j and M h_j - q are sums and products of those 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -33,12 +32,9 @@ from isthmus.layers.features import EntityFields
 from isthmus.layers.mlp import MLP
 from isthmus.layers.table import DomainTable
 from isthmus.layers.target_attention import TargetAttention
-from isthmus.layers.time_lstm import TimeLSTM
+from isthmus.layers.time_lstm import TimeLSTM, scaled
 from isthmus.model import Model
 from isthmus.schema import PADDING, Schema
-
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "step": 1.0}
-LOG_YEAR = math.log1p(365 * 24 * 3600)
 
 
 class SLiRec(Model):
@@ -71,7 +67,6 @@ class SLiRec(Model):
         self.users = EntityFields(schema.user, dim, id_dropout=id_dropout)
         self.items = EntityFields(schema.item, dim, id_dropout=id_dropout)
         self.domain = DomainTable(len(schema.domains), dim)
-        self.seconds = SECONDS[schema.time_unit]
         width = self.items.fields * dim
         self.long = nn.Linear(width, 1, bias=False)
         self.lstm = TimeLSTM(width, width)
@@ -117,7 +112,5 @@ class SLiRec(Model):
         interval = torch.cat([torch.zeros_like(time[:1]), time.diff() * (row[1:] == row[:-1])])  # of a row's first event 0
         now = last if batch.time is None else batch.time
         idle = (now - last) * (batch.history[:, -1:] != PADDING).any(1)
-        return self._scaled(interval), self._scaled(now[row] - time), self._scaled(idle)
-
-    def _scaled(self, gap: Tensor) -> Tensor:
-        return (gap.clamp_min(0).to(self.levels.level.dtype) * self.seconds).log1p() / LOG_YEAR
+        unit = self.schema.time_unit
+        return scaled(interval, unit), scaled(now[row] - time, unit), scaled(idle, unit)

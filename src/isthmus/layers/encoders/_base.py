@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,14 @@ class Encoder(nn.Module, ABC):
         own: hyper-parameters of the concrete encoder, all with defaults.  One that tells places apart takes ``length``, of which 0 means
             that events bring their own.
 
+    Class attributes:
+        timed: its ``forward`` takes how long after the event before each one came, as a second argument.
+
     Raises:
         ConfigError: a dropout outside [0, 1).
     """
+
+    timed: ClassVar[bool] = False
 
     def __init__(self, dim: int, *, dropout: float = 0.0, **own: Any) -> None:
         super().__init__()
@@ -61,3 +66,7 @@ class Encoder(nn.Module, ABC):
         Returns:
             (B, T, dim): slot t depends on the slots 0 to t alone.
         """
+
+    def states(self, x: Tensor, gap: Tensor | None) -> Tensor:
+        """(B, T, dim), and for timed encoders (B, T) scaled times since the event before or None -> (B, T, dim)."""
+        return self(x, gap) if self.timed else self(x)
