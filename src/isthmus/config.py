@@ -193,7 +193,7 @@ def _model(raw: Any, where: str) -> ModelSpec:
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
         raise ConfigError(f"{where}: {raw!r}", 'a table with name = "<model>"', "`isthmus models` lists the names")
     raw = dict(raw)
-    fit, grid = (_table(raw, key, where) for key in ("fit", "grid"))
+    fit, grid, alone = (_table(raw, key, where) for key in ("fit", "grid", "alone"))
     if isinstance(training := grid.get("fit"), dict):
         grid = {key: values for key, values in grid.items() if key != "fit"} | {f"fit.{key}": v for key, v in training.items()}
     for key, values in grid.items():
@@ -204,9 +204,9 @@ def _model(raw: Any, where: str) -> ModelSpec:
         raise ConfigError(f"{where}: per_target = {per_target!r}", "true or false", "per_target = true")
     if not isinstance(against, list):
         raise ConfigError(f"{where}: against = {against!r}", "a list of lines", 'against = ["<label>"]')
-    args = {key: value for key, value in raw.items() if key not in ("name", "label", "fit", "grid")}
+    args = {key: value for key, value in raw.items() if key not in ("name", "label", "fit", "grid", "alone")}
     control = None if control == "none" else control
-    return ModelSpec(raw["name"], raw.get("label", ""), args, grid, fit, control, per_target, _names(against, f"{where}: against"))
+    return ModelSpec(raw["name"], raw.get("label", ""), args, grid, fit, control, per_target, _names(against, f"{where}: against"), alone)
 
 
 def _paths(data: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:

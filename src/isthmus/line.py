@@ -30,6 +30,8 @@ class ModelSpec:
             "<label> (single-domain)", or None (nothing is shared, so there is nothing to prove).
         per_target: one joint training for each domain as the target, all others being its sources: epoch and grid
             point are chosen on the target's validation rows alone, and the target alone is scored from it.
+        alone: settings of ``fit`` that differ again where it is its own control: a domain alone has fewer rows, and at the same size of
+            batch fewer steps.
         against: further entries of the tables that it is compared with, besides its control and the best shallow line.
     """
 
@@ -41,10 +43,15 @@ class ModelSpec:
     control: str | None = SINGLE
     per_target: bool = False
     against: tuple[str, ...] = ()
+    alone: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
         object.__setattr__(self, "against", tuple(self.against))
+
+    def training(self, scope: str) -> dict[str, Any]:
+        """Its settings of ``fit`` in one scope."""
+        return {**self.fit, **(self.alone if scope == SINGLE else {})}
 
     @property
     def scopes(self) -> tuple[str, ...]:

@@ -205,8 +205,8 @@ def parts(recipe: Recipe, task: Task, data: Data) -> Iterator[Part]:
     data_key = data.select.path.parent.name
     for spec in recipe.models:
         shallow = get_model(spec.name).shallow
-        how = How.of({**recipe.fit, **spec.fit})
         for scope in spec.scopes:
+            how = How.of({**recipe.fit, **spec.training(scope)})
             for seed in recipe.seeds[:1] if shallow else recipe.seeds:
                 look = not shallow and scope != SINGLE and seed == recipe.seeds[0]
                 yield Part(spec, scope, seed, how, task, recipe.refit, data_key, look, recipe.sampled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,6 +70,9 @@ class Recipe:
                 raise ConfigError(
                     f"{spec.label!r} has control {spec.control!r}", f"'{SINGLE}' or another label", nearest(str(spec.control), others)
                 )
+            if spec.alone and spec.control != SINGLE:
+                came = f"{spec.label!r} with control {spec.control!r} and settings alone = {spec.alone}"
+                raise ConfigError(came, f"control {SINGLE!r}: no other line trains on each domain alone", "leave one of them out")
             _check_against(spec, self.entries)
         if self.sampled is not None and self.sampled < 1:
             raise ConfigError(f"sampled = {self.sampled}", "1 or more items", "leave it out to rank the whole catalogue")
@@ -210,8 +214,8 @@ def check(recipe: Recipe, task: Task, schema: Schema) -> None:
         for key in (*spec.args, *(key for key in spec.grid if not key.startswith(FIT))):
             if key not in known:
                 raise ConfigError(f"model {spec.label!r}: unknown setting {key!r}", f"one of {known}", nearest(key, known))
-        for point in grid_points(spec.grid):
-            check_training({**recipe.fit, **spec.fit, **fit_of(point)})
+        for point, scope in itertools.product(grid_points(spec.grid), spec.scopes):
+            check_training({**recipe.fit, **spec.training(scope), **fit_of(point)})
     if recipe.paper is not None:
         recipe.paper.check(schema)
     recipe.check_metrics(recipe.metrics or task.metrics)

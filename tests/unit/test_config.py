@@ -39,6 +39,7 @@ label = "big mmoe"
 experts = 8
 fit.lr = 2e-3
 grid.dropout = [0.0, 0.2]
+alone.epochs = 3
 grid.fit.epochs = [2, 4]
 per_target = true
 
@@ -67,6 +68,7 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
     plain, big = recipe.models
     assert (plain.label, plain.control) == ("popularity", None)
     assert (big.label, big.args, big.fit) == ("big mmoe", {"experts": 8}, {"lr": 2e-3})
+    assert (big.training("per-target"), big.training("single-domain")) == ({"lr": 2e-3}, {"lr": 2e-3, "epochs": 3})
     assert big.grid == {"dropout": [0.0, 0.2], "fit.epochs": [2, 4]}
     assert (big.control, big.per_target, plain.per_target) == ("single-domain", True, False)
     assert recipe.paper == Paper("Somebody, Table 3", "ndcg@10", {"big mmoe (single-domain)": {"uk": 0.25, "all": 1}}, "private data")
@@ -86,6 +88,8 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
         (('path = "events.parquet"', 'path = "$ISTHMUS_NO_SUCH_VARIABLE/e.parquet"'), "ISTHMUS_NO_SUCH_VARIABLE"),
         (("[data]", "[data"), "is not TOML"),
         (("per_target = true", "per_target = 1"), "true or false"),
+        (("per_target = true", 'control = "popularity"'), "no other line trains on each domain alone"),
+        (("alone.epochs = 3", "alone = 3"), "alone"),
         (('title = "Somebody, Table 3"', ""), "title = None"),
         (('note = "private data"', 'notes = "private data"'), "did you mean 'note'"),
         (('metric = "ndcg@10"', 'metric = "ndgc@10"'), "did you mean 'ndcg'"),
@@ -133,7 +137,7 @@ def test_the_recipe_in_the_docs_is_right_and_has_every_key() -> None:
             assert set(spec.args) | {key for key in spec.grid if not key.startswith("fit.")} <= set(settings(spec.name)), spec.label
             How.of({**recipe.fit, **spec.fit})
     models, cells = ({key for raw in raws for one in raw.get(kind, []) for key in one} for kind in ("models", "cells"))
-    assert {"per_target", "control", "label", "against"} <= models
+    assert {"per_target", "control", "label", "against", "alone"} <= models
     assert cells == set(CELL)
 
 
