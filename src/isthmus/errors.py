@@ -11,7 +11,8 @@
     ├── ConfigError         a recipe, an option or a name that does not exist (tells the nearest one)
     ├── FitError            training cannot go on: the loss is not a number
     ├── CheckpointError     a run or checkpoint that belongs to another schema, or is damaged
-    └── StorageError        the disk is full, or a folder cannot be written
+    ├── StorageError        the disk is full, or a folder cannot be written
+    └── HistoryError        the store of live histories does not answer
 
 A message has three parts: what came, what was expected, what to do.  Build it with
 ``SomeError(came, expected, do)``; the parts stay readable as attributes.
@@ -72,6 +73,10 @@ class CheckpointError(IsthmusError):
 
 class StorageError(IsthmusError):
     """The disk is full, or a folder cannot be written."""
+
+
+class HistoryError(IsthmusError):
+    """The store of live histories does not answer."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
