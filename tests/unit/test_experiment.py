@@ -125,6 +125,13 @@ def test_a_grid_chooses_settings_of_fit(world: World, recipe: Recipe, tmp_path: 
     assert final["how"]["stop"] == best[at]["epoch"] + 1 == choice["epochs"]
 
 
+def test_a_control_has_settings_of_its_own(world: World, recipe: Recipe, tmp_path: Path) -> None:
+    line = ModelSpec("dnn", args={"dim": 4}, fit={"batch_size": 512, "lr": 2e-3}, alone={"batch_size": 128})
+    compare(dataclasses.replace(recipe, models=(line,), seeds=(0,)), tmp_path, events=world.events, say=lambda _: None)
+    runs = {path.parts[-4]: storage.read_json(path)["how"] for path in tmp_path.glob("parts/dnn/*/0/*/run.json")}
+    assert {scope: (how["batch_size"], how["lr"]) for scope, how in runs.items()} == {"joint": (512, 2e-3), "single-domain": (128, 2e-3)}
+
+
 def test_a_setting_at_its_default_is_no_part_of_the_question(recipe: Recipe) -> None:
     part = Part(recipe.models[2], "joint", 0, How.of(QUICK), get_task("ctr"), False, "data")
     assert dataclasses.replace(part, how=dataclasses.replace(part.how, schedule="constant", stop=None)).key == part.key
@@ -276,6 +283,7 @@ def test_a_folder_without_a_comparison(tmp_path: Path) -> None:
         ({"models": (ModelSpec("dnn", grid={"fit.epoch": [3]}),)}, "did you mean 'epochs'"),
         ({"models": (ModelSpec("dnn", grid={"fit.stop": [3]}),)}, "where to stop"),
         ({"models": (ModelSpec("dnn", fit={"schedule": "liner"}),)}, "did you mean 'linear'"),
+        ({"models": (ModelSpec("dnn", alone={"epoch": 3}),)}, "did you mean 'epochs'"),
         ({"task": "rating"}, "'click' labels"),
         ({"split": "given"}, "brings none"),
         ({"split": "leave_first"}, "did you mean 'leave_last'"),
