@@ -613,18 +613,18 @@ def test_after_the_last_event_each_agrees_with_whole() -> None:
 
 def test_gaps_between_events_by_hand() -> None:
     batch = batch_of(domains=1)
-    assert Left.of(batch).gaps("s") is None
+    assert Left.of(batch, timed=True).gaps("s") is None
     batch.history_time = torch.tensor([[10, 10, 70, 60, 3670], [9, 9, 9, 100, 4], [0, 0, 0, 0, 0]])  # of no event anything
     year = math.log1p(365 * 24 * 3600)
     one, hour = math.log1p(60) / year, math.log1p(3610) / year
-    found = Left.of(batch).gaps("s")
+    found = Left.of(batch, timed=True).gaps("s")
     assert found is not None
     torch.testing.assert_close(found, torch.tensor([[0.0, 0, 0, one, 0, hour], [0.0] * 6, [0.0] * 6]))
-    steps = Left.of(batch).gaps("ms")
+    steps = Left.of(batch, timed=True).gaps("ms")
     assert steps is not None
     assert steps[0, 5].item() == pytest.approx(math.log1p(3.61) / year)
     batch.history, batch.history_time = batch.history[:, :0] if batch.history is not None else None, batch.history_time[:, :0]
-    none = Left.of(batch).gaps("s")
+    none = Left.of(batch, timed=True).gaps("s")
     assert none is not None
     assert none.tolist() == [[0.0]] * 3
 

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isthmus.batch import Batch
 from isthmus.data.dataset import Dataset
@@ -20,6 +20,7 @@ from isthmus.data.split import global_time
 from isthmus.data.synthetic import make_world
 from isthmus.insight import Insight
 from isthmus.layers import group_looks
+from isthmus.layers.encoders._base import Encoder
 from isthmus.layers.from_data import fill
 from isthmus.layers.mixed_attention import GroupAttention, LocalPart
 from isthmus.models.man import MAN
@@ -69,7 +70,7 @@ def shares(insight: Insight) -> dict[str, list[float]]:
 # ---------------------------------------------------------------- shares
 
 
-class Ones(nn.Module):
+class Ones(Encoder):
     """An encoder whose states are all ones."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def test_shares_of_the_groups_by_hand(schema: Schema, batch: Batch) -> None:
     """W_P weighs what is two places back by log 1, 2, 5, the MLP takes a mean: two events give 1/8, 2/8, 5/8, one gives thirds."""
     model = MAN(schema, dim=4, domain_dim=0, groups=GROUPS).eval()
     for part, attention in zip(model.local.copies, attentions(model), strict=True):
-        part.encoder = Ones()
+        part.encoder = Ones(1)
         with torch.no_grad():
             attention.pool.zero_()[:, 2] = torch.tensor([1.0, 2.0, 5.0]).log()
             attention.relevance[0].weight.copy_(torch.eye(4))  # type: ignore[operator]

@@ -79,7 +79,7 @@ def one_each(batch: Batch) -> Batch:
 
 def of_users(batch: Batch, vectors: LocalGlobal, local: PerDomain, prototype: Tensor) -> tuple[Tensor, Tensor]:
     """g^Au (B, dim) after the last event, and the shares softmax(C) (B, groups); of at least one row."""
-    left = Left.of(batch)
+    left = Left.of(batch, timed=vectors.timed)
     shared, state, event = vectors(left)
     real, gap = torch.arange(event.shape[1], device=event.device) <= left.count[:, None], left.gaps(vectors.unit)
 

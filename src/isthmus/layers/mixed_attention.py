@@ -110,8 +110,7 @@ class GroupAttention(nn.Module):
         H = MLP(CA(G, S))                prototypes ask the sequence       (eq. 11)
         g = softmax(C) H, summed         weighted by relevance             (eq. 12)
 
-    No gradient goes through S (A.3).  Products with a matrix are taken of the places, before they are weighed for each group, and of the
-    sum over groups: the same numbers at a share of the work.
+    No gradient goes through S (A.3).
 
     Args:
         groups, dim: as of the prototypes.
@@ -153,19 +152,12 @@ class GroupAttention(nn.Module):
             (B, Q, dim), and the share of each group (B, Q, groups).
         """
         state = state.detach()
-        wide, narrow = _layers(self.relevance)
-        share = narrow((self.pooled(F.linear(state, wide.weight), age, real) + wide.bias).relu()).squeeze(-1).softmax(-1)  # eq. 10, 12
+        share = self.relevance(self.pooled(state, age, real)).squeeze(-1).softmax(-1)  # eq. 10, 12
         score = self.query(prototype) @ self.key(state).transpose(1, 2) / math.sqrt(state.shape[2])  # (B, groups, L)
         seen = real if real.dim() == 3 else real[None]
         weight = masked_softmax(score[:, None], seen[:, :, None])  # (B, Q, groups, L)
-        wide, narrow = _layers(self.mlp)
-        asked = (weight @ F.linear(self.value(state), wide.weight)[:, None] + wide.bias).relu()  # eq. 11: (B, Q, groups, dim)
-        return narrow((share[..., None, :] @ asked).squeeze(2)), share  # eq. 12
-
-
-def _layers(net: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
-    """A network's two layers, without what is between them."""
-    return cast("nn.Linear", net[0]), cast("nn.Linear", net[2])
+        asked = weight @ self.value(state)[:, None]  # eq. 11: (B, Q, groups, dim)
+        return (share[..., None] * self.mlp(asked)).sum(2), share  # eq. 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ class Left:
     time: Tensor | None = None
 
     @classmethod
-    def of(cls, batch: Batch, merged: bool = False) -> Left:
-        """The merged histories of a batch, or those of the rows' own domains."""
+    def of(cls, batch: Batch, merged: bool = False, timed: bool = False) -> Left:
+        """The merged histories of a batch, or those of the rows' own domains; these with their times where asked."""
         past, whose = (batch.merged_history, batch.merged_domain) if merged else (batch.history, batch.domain[:, None])
         assert past is not None
         assert whose is not None
@@ -57,7 +57,7 @@ class Left:
         item = F.pad(past, (1, 0)).gather(1, place)  # one more slot, so that there is one to read where there is no history
         domain = F.pad(whose.expand_as(past), (1, 0)).gather(1, place)
         domain = torch.cat([own, torch.where(there, domain, own)], 1)
-        time = None if merged or batch.history_time is None else F.pad(batch.history_time, (1, 0)).gather(1, place)
+        time = None if not timed or batch.history_time is None else F.pad(batch.history_time, (1, 0)).gather(1, place)
         return cls(torch.cat([torch.zeros_like(own), item * there], 1), domain, count, max(1, width), time)
 
     def gaps(self, unit: str) -> Tensor | None:

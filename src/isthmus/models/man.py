@@ -96,7 +96,7 @@ class MAN(Model):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, C), with the term ``groups`` (eq. 13) in training."""
-        left = Left.of(batch)
+        left = Left.of(batch, timed=self.vectors.timed)
         shared, state, event = self.vectors(left)
         real, gap = torch.arange(event.shape[1], device=event.device) <= left.count[:, None], left.gaps(self.schema.time_unit)
         domain = batch.domain[:, None].expand_as(batch.item)

@@ -104,7 +104,7 @@ class MANDot(Sequential):
 
     def states(self, batch: Batch) -> Tensor:
         """(B, L, 2 (dim + domain_dim) [+ 1]): the state after each event."""
-        left = Left.of(batch, self.merged)
+        left = Left.of(batch, self.merged, self.vectors.timed)
         among = Own.of(left) if self.merged else None
         shared, state, event = self.vectors(left)
         gap = left.gaps(self.schema.time_unit)
