@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class Server:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
-                RedisHistories(self.url).check()
+                with RedisHistories(self.url) as store:
+                    store.check()
                 return
             except HistoryError:
                 time.sleep(0.05)
@@ -65,12 +67,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Histories]:
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Histories]]:
     """Opens stores that are all the same one; each test has its own."""
-    if request.param == "sqlite":
-        return lambda **args: SqliteHistories(tmp_path / "events.db", **args)
-    url, prefix = request.getfixturevalue("server").url, f"t{time.monotonic_ns()}"
-    return lambda **args: RedisHistories(url, prefix=prefix, **args)
+    with ExitStack() as opened:
+        if request.param == "sqlite":
+            yield lambda **args: opened.enter_context(SqliteHistories(tmp_path / "events.db", **args))
+        else:
+            url, prefix = request.getfixturevalue("server").url, f"t{time.monotonic_ns()}"
+            yield lambda **args: opened.enter_context(RedisHistories(url, prefix=prefix, **args))
 
 
 def items(store: Histories, user: str = "u", domain: str = "d") -> list[str]:
@@ -279,15 +283,15 @@ def test_a_killed_server_loses_nothing_that_was_acknowledged_and_comes_back(tmp_
     own = Server(tmp_path)
     try:
         told = killed(["a"], "redis", own.url, 20)
-        store = RedisHistories(own.url, length=100_000)
-        own.kill()
-        began = time.monotonic()
-        for question in (lambda: store.of(["a"], ["d"]), lambda: store.append([Event("a", "d", "lost", 1)]), store.check):
-            with pytest.raises(HistoryError, match="see that the server runs"):
-                question()
-        assert time.monotonic() - began < 10
-        own.start()
-        found = items(store, "a")
+        with RedisHistories(own.url, length=100_000) as store:
+            own.kill()
+            began = time.monotonic()
+            for question in (lambda: store.of(["a"], ["d"]), lambda: store.append([Event("a", "d", "lost", 1)]), store.check):
+                with pytest.raises(HistoryError, match="see that the server runs"):
+                    question()
+            assert time.monotonic() - began < 10
+            own.start()
+            found = items(store, "a")
         assert len(found) >= told["a"] >= 20
         assert "lost" not in found
     finally:
@@ -296,9 +300,9 @@ def test_a_killed_server_loses_nothing_that_was_acknowledged_and_comes_back(tmp_
 
 @needs_redis
 def test_histories_that_nobody_adds_to_are_forgotten_when_asked(server: Server) -> None:
-    store = RedisHistories(server.url, prefix="ttl", keep=100)
-    store.append([Event("u", "d", "i", 1)])
-    assert 0 < store._client.ttl(store._key("u", "d")) <= 100
+    with RedisHistories(server.url, prefix="ttl", keep=100) as store:
+        store.append([Event("u", "d", "i", 1)])
+        assert 0 < store._client.ttl(store._key("u", "d")) <= 100
     for args, message in (({"keep": 0}, "1 or more seconds"), ({"url": "http://localhost"}, "redis://host")):
         with pytest.raises(ConfigError, match=message):
             RedisHistories(**{"url": server.url, **args})

@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from isthmus.errors import ConfigError
 
@@ -122,4 +122,10 @@ class Histories(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Lets go of files and connections; ``with`` does it at its end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
