@@ -26,11 +26,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isthmus.data import arrow
-from isthmus.data.segments import places
+from isthmus import arrow
 from isthmus.errors import ConfigError, DataError, SourceError, nearest
 from isthmus.layers import neighbours
 from isthmus.layers.topk import Pairs, dots, scan
+from isthmus.segments import places
 from isthmus.storage import read_json, whole_folder, write_json
 
 Kind = Literal["auto", "exact", "ivf", "hnsw"]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from isthmus.data.batches import query_batch
-from isthmus.data.segments import places
 from isthmus.errors import ConfigError
 from isthmus.how import How
 from isthmus.index import Index, Kind
 from isthmus.layers.topk import Pairs, dots, scan
 from isthmus.model import Model, Retriever, device_of, scoring
 from isthmus.schema import UNKNOWN
+from isthmus.segments import places
 
 if TYPE_CHECKING:
     from isthmus.batch import Batch

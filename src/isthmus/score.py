@@ -25,13 +25,13 @@ from torch import Tensor
 
 from isthmus.data.batches import Plan, batches_with_rows, query_batch, take_context
 from isthmus.data.queries import Each, Queries, chosen_before, given_lists, relevant_items, sampled_lists, seen_items
-from isthmus.data.segments import places
 from isthmus.data.split import COLD_USERS
 from isthmus.errors import ConfigError, DataError, nearest
 from isthmus.how import How
 from isthmus.layers.ranking import best, ranks
 from isthmus.model import Model, Retriever, device_of, scoring
 from isthmus.scores import TYPES, Kind, Scores
+from isthmus.segments import places
 from isthmus.slices import SOURCE_STATES, STATES
 from isthmus.task import Task, default_task
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.data.segments import Segments
 from isthmus.data.vocabulary import Vocabulary, frequency_order
 from isthmus.errors import ColumnError, DataError, SourceError
+from isthmus.segments import Segments
 
 texts = st.lists(st.text(min_size=1, max_size=4), unique=True, max_size=20)
 numbers = st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=20)

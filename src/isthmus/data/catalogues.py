@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.data.segments import places
+from isthmus.segments import places
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset

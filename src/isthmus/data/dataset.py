@@ -24,15 +24,15 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.data.fields import load_column
 from isthmus.data.history import History
 from isthmus.data.rows import EntityTable, Rows
-from isthmus.data.segments import Segments
 from isthmus.data.split import PARTS, Candidates
 from isthmus.data.vocabulary import Vocabulary
 from isthmus.errors import CheckpointError, ConfigError, SourceError, nearest
 from isthmus.schema import Entity, Field, Schema
+from isthmus.segments import Segments
 from isthmus.storage import read_json
 
 FORMAT = 1

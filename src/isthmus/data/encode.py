@@ -9,18 +9,18 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, file_facts
 from isthmus.data.events import Events
 from isthmus.data.extend import aligned
 from isthmus.data.fields import Coded, code_column, code_entity, load_column
 from isthmus.data.history import History
 from isthmus.data.rows import Rows
-from isthmus.data.segments import Segments
 from isthmus.data.split import PARTS, TRAIN, Split
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.errors import SplitError
 from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
+from isthmus.segments import Segments
 from isthmus.storage import whole_folder, write_json
 
 CHUNK = 1 << 21  # rows counted at once

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.data import columns as col
 from isthmus.data.events import ContextColumn
 from isthmus.data.vocabulary import Vocabulary, give_codes

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.errors import DataError, SourceError
 from isthmus.storage import read_json, write_json
 

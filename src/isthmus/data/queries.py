@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from isthmus.data.segments import Segments
 from isthmus.errors import ConfigError, DataError
+from isthmus.segments import Segments
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.data.fields import load_column
 from isthmus.schema import Schema
 

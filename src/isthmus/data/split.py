@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.data.candidates import Candidates
 from isthmus.errors import ConfigError, SourceError, SplitError, nearest
 from isthmus.storage import read_json, whole_folder, write_json

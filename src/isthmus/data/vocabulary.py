@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.data import columns as col
 from isthmus.errors import ColumnError, ConfigError, SourceError
 from isthmus.schema import FIRST, PADDING, UNKNOWN

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isthmus.data import arrow
+from isthmus import arrow
 from isthmus.errors import DataError, SourceError
 
 
