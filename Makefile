@@ -6,10 +6,11 @@ READY := $(VENV)/ready
 DEMO_OUT ?= runs/demo
 export MPLBACKEND := Agg
 
-.PHONY: demo test check unit test-slow bench format clean help
+.PHONY: demo serve test check unit test-slow bench format clean help
 
 help:
 	@echo "make demo       set up, then compare nine recommenders on a three-market world (about 3 minutes)"
+	@echo "make serve      the demo, and then its best network as a service with a page to try it"
 	@echo "make test       set up, then style, floors, types and tests"
 	@echo "make test-slow  the statistical checks over many small worlds"
 	@echo "make bench      speed and memory, as ratios in one run"
@@ -18,11 +19,15 @@ help:
 demo: $(READY)
 	@$(BIN)/isthmus demo --out $(DEMO_OUT)
 
+serve: $(READY)
+	@$(BIN)/isthmus demo --out $(DEMO_OUT) --serve
+
 test: check unit
 
 check: $(READY)
 	@echo "== style (ruff)";                          $(BIN)/ruff check .
 	@echo "== floors: who may import whom (import-linter)"; $(BIN)/lint-imports --no-cache
+	@echo "== Dockerfile (hadolint)";                 $(BIN)/hadolint Dockerfile
 	@echo "== types (pyright)";                       $(BIN)/pyright --warnings
 
 unit: $(READY)

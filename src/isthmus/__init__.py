@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from isthmus.recommender import Recommender
     from isthmus.schema import Domain, Entity, Field, Schema
     from isthmus.scores import Scores
+    from isthmus.serve.asks import Ask
+    from isthmus.serve.engine import load
 
 _HOME = {
+    "Ask": "serve.asks",
     "Batch": "batch",
     "Dataset": "data.dataset",
     "Domain": "schema",
@@ -49,12 +52,14 @@ _HOME = {
     "Stage": "model",
     "compare": "experiment",
     "encode": "data.encode",
+    "load": "serve.engine",
     "load_run": "fit",
     "read_events": "data.events",
 }
 # ``fit``, ``score``, ``measure`` and ``ledger`` are not here: a package cannot offer a function under the name of its module.
 
 __all__ = [
+    "Ask",
     "Batch",
     "Dataset",
     "Domain",
@@ -77,6 +82,7 @@ __all__ = [
     "__version__",
     "compare",
     "encode",
+    "load",
     "load_run",
     "read_events",
 ]

@@ -58,10 +58,12 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="name=value; a set
 def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per network.")] = 3,
+    serve: Annotated[bool, typer.Option("--serve", help="Then serve the best network, with a page to try it.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the service.")] = 8000,
 ) -> None:
     """Compare nine recommenders on a made-up world of three markets: a small one beside two large ones.
 
-    Example:  [bold]isthmus demo[/]
+    Example:  [bold]isthmus demo --serve[/]
     """
     from isthmus.data.synthetic import demo_world
 
@@ -71,6 +73,14 @@ def demo(
     recipe = _demo_recipe(tuple(range(seeds)))
     comparison = _run(recipe, out, console, events=world.events)
     _best_reachable(world, comparison, console)
+    if serve:
+        from isthmus.examples.demo_bundle import demo_bundle
+        from isthmus.serve.run import open_histories, run
+        from isthmus.serve.service import Settings
+
+        bundle = demo_bundle(out, typer.echo)
+        console.print(f"{bundle} is served: open http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+        run(Settings([bundle]), open_histories(str(out / "events.db")), "127.0.0.1", port)
 
 
 @app.command()
@@ -321,6 +331,70 @@ def retrieve(
         out, loaded.model, Dataset.load(data), domain, user, k=k, index=searched, catalogue=catalogue, exclude_seen=not seen, how=loaded.how
     )
     _console().print(f"{rows:,} rows -> {out}   {note}", highlight=False)
+
+
+@app.command()
+def export(
+    run: Annotated[list[Path], typer.Argument(help="A folder made by `isthmus fit`; or two: a retriever's and a ranker's.")],
+    out: Out,
+    data: Annotated[Path | None, typer.Option(help="The data folder the run was fitted on; default: where it was then.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the models' names.")] = None,
+    titles: Annotated[str | None, typer.Option(help="FILE:ITEM:TITLE, a parquet or csv file with a text to show for each item.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="A folder made by `isthmus compare`: its verdicts go into the card.")] = None,
+    model_licence: Annotated[str, typer.Option(help="Who may use the model; goes into the card.")] = "not stated",
+    data_licence: Annotated[str, typer.Option(help="Who may use the data; goes into the card.")] = "not stated",
+    measure: Annotated[bool, typer.Option(help="Measure the test part for the card.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Write all that serving needs into one folder: graphs, weights, ids, catalogues, indexes, histories and a card.
+
+    Example:  [bold]isthmus export runs/adi runs/mmoe -o bundle/[/]
+    """
+    from isthmus.data.dataset import Dataset
+    from isthmus.export.bundle import export as write
+    from isthmus.export.card import Licences
+    from isthmus.export.given import data_of, ledger_of, titles_of
+    from isthmus.fit import load_run
+
+    runs = [load_run(folder) for folder in run]
+    path = write(
+        runs,
+        Dataset.load(data or data_of(run[0])),
+        out,
+        name=name,
+        titles=None if titles is None else titles_of(titles),
+        ledger=None if ledger is None else ledger_of(ledger),
+        licences=Licences(model_licence, data_licence),
+        measured=measure,
+        overwrite=force,
+        say=typer.echo,
+    )
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    _console().print(f"{size / 1e6:,.1f} MB -> {path}   serve it: isthmus serve {path}", highlight=False)
+
+
+@app.command()
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders made by `isthmus export`; a user gets always the same one.")],
+    host: Annotated[str, typer.Option(help="0.0.0.0: reachable from other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    share: Annotated[list[float] | None, typer.Option(help="Of users for each bundle, in their order; default: alike.")] = None,
+    histories: Annotated[str, typer.Option(help="Live events: a SQLite file, redis://host:port/0, or none.")] = "isthmus-events.db",
+    api_key: Annotated[str | None, typer.Option(envvar="ISTHMUS_API_KEY", help="Ask every client for this key.")] = None,
+    watch: Annotated[float, typer.Option(min=0, help="Seconds between looks for a new bundle in the folders; 0: never.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that answer.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered together, at most.")] = 32,
+    page: Annotated[bool, typer.Option(help="Show the page to try it, which can search users and items.")] = True,
+) -> None:
+    """Serve bundles over HTTP, with live histories and a page to try it; replace a bundle's folder and it is taken up.
+
+    Example:  [bold]isthmus serve bundle/ --port 8000[/]
+    """
+    from isthmus.serve.run import open_histories, run
+    from isthmus.serve.service import Settings
+
+    settings = Settings(bundles, share, api_key, watch, batch, workers, page=page)
+    run(settings, open_histories(histories), host, port)
 
 
 @app.command()

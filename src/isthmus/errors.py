@@ -12,7 +12,8 @@
     ├── FitError            training cannot go on: the loss is not a number
     ├── CheckpointError     a run or checkpoint that belongs to another schema, or is damaged
     ├── StorageError        the disk is full, or a folder cannot be written
-    └── HistoryError        the store of live histories does not answer
+    ├── HistoryError        the store of live histories does not answer
+    └── ServiceError        a running service refuses, fails or does not answer
 
 A message has three parts: what came, what was expected, what to do.  Build it with
 ``SomeError(came, expected, do)``; the parts stay readable as attributes.
@@ -77,6 +78,20 @@ class StorageError(IsthmusError):
 
 class HistoryError(IsthmusError):
     """The store of live histories does not answer."""
+
+
+class ServiceError(IsthmusError):
+    """A running service refuses, fails or does not answer.
+
+    Args:
+        came, expected, do: see ``IsthmusError``.
+        status: of HTTP, or None where no answer came.
+        field: of the request that was wrong, where it was one.
+    """
+
+    def __init__(self, came: str, expected: str = "", do: str = "", *, status: int | None = None, field: str | None = None) -> None:
+        super().__init__(came, expected, do)
+        self.status, self.field = status, field
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

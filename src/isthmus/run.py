@@ -270,6 +270,7 @@ def facts_of(model: Model, dataset: Dataset, task: Task, how: How, adaptation: A
         "fingerprint": model.schema.fingerprint(),
         "task": task.name,
         "how": dataclasses.asdict(how),
+        "data": str(dataset.path.absolute()),  # where it was; a hint for later commands
         "split": dataset.manifest.get("split"),
         **({} if adaptation is None else {"adaptation": dataclasses.asdict(adaptation)}),
         "versions": {"isthmus": version("isthmus"), "torch": torch.__version__, "python": platform.python_version()},

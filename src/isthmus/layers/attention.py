@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
 from isthmus.layers.domain import Offsets, grouped_linear
+from isthmus.layers.drawing import known
 from isthmus.layers.growing import Growing, Rows, one_row_each
 
 NORM_EPS = 1e-6  # far below the variance of an embedding at its start, 1e-4
@@ -121,14 +122,14 @@ class CrossAttention(nn.Module):
         """(B, Q, dim) and (B, K, dim), rows ordered by domain -> (B, heads, Q, K) before the softmax."""
         if self.norm:
             query, key = (F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (query, key))
-        if query.shape[1] < key.shape[1]:
+        if known(query.shape[1] < key.shape[1]):
             return self._folded(self.query, self.key, query, offsets) @ key.transpose(1, 2)[:, None]
         return query[:, None] @ self._folded(self.key, self.query, key, offsets).transpose(2, 3)
 
     def mix(self, weights: Tensor, key: Tensor, offsets: Offsets) -> Tensor:
         """Weights (B, N, heads, Q, K) and keys (B, N or 1, K, dim) -> (B, N, Q, dim)."""
         rows, n, heads, q, _ = weights.shape
-        if n * heads * q <= key.shape[1] * key.shape[2]:
+        if known(n * heads * q <= key.shape[1] * key.shape[2]):
             pooled = weights.flatten(1, 3) @ key[:, 0] if key.shape[1] == 1 else (weights.flatten(2, 3) @ key).flatten(1, 2)
             out = self.value(pooled, offsets).view(rows, n, heads, q, -1)
             return out[:, :, 0] if heads == 1 else (out * self.own[:, None]).sum(2)

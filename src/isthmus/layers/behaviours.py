@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.layers.biases import Biases
+from isthmus.layers.drawing import longest
 from isthmus.layers.growing import Growing, Rows, grow_rows
 from isthmus.layers.table import DomainTable, Table
 from isthmus.schema import PADDING, Schema
@@ -82,10 +83,10 @@ def events_of(
         label = _beside(label, batch.history_label) if labels else None
     real = item != PADDING
     count = real.sum(1)
-    length = max(1, int(count.max())) if len(count) else 1
+    length = max(1, longest(count, real.shape[1]))
     row, column = real.nonzero(as_tuple=True)
     first = (count.cumsum(0) - count)[row]  # of the row's events
-    place = row * length + torch.arange(len(row), device=row.device) - first
+    place = row * length + torch.arange(row.shape[0], device=row.device) - first
     at = row * real.shape[1] + column
     item, domain = item.flatten()[at], domain.flatten()[at]
     residual = count = None
@@ -93,7 +94,7 @@ def events_of(
         bias, count = biases.item(item, domain)
         residual = label.flatten()[at] - biases.level[domain] - bias
     return Events(
-        rows=len(real),
+        rows=real.shape[0],
         length=length,
         row=row,
         place=place,

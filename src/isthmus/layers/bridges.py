@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError, nearest
 from isthmus.layers.domain import DomainLinear, DomainMLP
+from isthmus.layers.drawing import all_of
 from isthmus.layers.from_data import FromData
 from isthmus.layers.growing import Growing, Rows
 from isthmus.layers.mlp import start_at_zero
@@ -103,8 +104,9 @@ def choose(batch: Batch, keep: Tensor) -> Chosen:
     """The rows (B,) bool to keep."""
     place = keep.nonzero().flatten()
     domain = batch.domain[place]
-    bounds = torch.searchsorted(domain, torch.arange(len(batch.offsets), device=domain.device))
-    return Chosen(place, batch.user[place], domain, tuple(bounds.tolist()))
+    drawn = all_of(batch.offsets, place.shape[0])
+    bounds = drawn or tuple(torch.searchsorted(domain, torch.arange(len(batch.offsets), device=domain.device)).tolist())
+    return Chosen(place, batch.user[place], domain, bounds)
 
 
 Bridge = Callable[[Batch, Chosen], Tensor]  # the chosen rows' users as their domain would have them, (n, dim + 1)

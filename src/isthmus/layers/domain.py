@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
+from isthmus.layers.drawing import alone
 from isthmus.layers.growing import Growing, Rows, Stacked
 from isthmus.layers.mlp import MLP
 
@@ -24,6 +25,10 @@ Offsets = Sequence[int]
 
 def slices(offsets: Offsets) -> Iterator[tuple[int, int, int]]:
     """(domain, start, end) of every domain that has rows."""
+    only = alone(offsets)
+    if only is not None:
+        yield only, 0, offsets[-1]
+        return
     for domain, (start, end) in enumerate(itertools.pairwise(offsets)):
         if end > start:
             yield domain, start, end
@@ -70,6 +75,9 @@ def _domains(sizes: list[int], device: torch.device) -> Tensor:
 
 def domain_of_rows(offsets: Offsets, device: torch.device) -> Tensor:
     """The domain of each row, (N,) int64, ascending."""
+    only = alone(offsets)
+    if only is not None:
+        return torch.full((offsets[-1],), only, device=device)
     return _domains([end - start for start, end in itertools.pairwise(offsets)], device)
 
 
@@ -85,6 +93,9 @@ def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | N
     Returns:
         (N, out).
     """
+    only = alone(offsets)
+    if only is not None:
+        return F.linear(x, weight[only], None if bias is None else bias[only])
     sizes = [end - start for start, end in itertools.pairwise(offsets)]
     return cast("Tensor", _Grouped.apply(x, sizes, weight, bias))
 
@@ -149,9 +160,11 @@ class DomainBatchNorm(Stacked):
 
     def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
         """(N, width) -> (N, width)."""
-        sizes = [end - start for start, end in itertools.pairwise(offsets)]
-        count, domain = torch.tensor(sizes, device=x.device), _domains(sizes, x.device)
-        mean, var = self._own(x, domain, count) if self.training else (self.running_mean, self.running_var)
+        mean, var, domain = self.running_mean, self.running_var, None if self.training else alone(offsets)
+        if domain is None:
+            sizes = [end - start for start, end in itertools.pairwise(offsets)]
+            count, domain = torch.tensor(sizes, device=x.device), _domains(sizes, x.device)
+            mean, var = self._own(x, domain, count) if self.training else (mean, var)
         out = (x - mean[domain]) * (var + self.eps).rsqrt()[domain]
         if self.weight is None or self.bias is None:
             return out

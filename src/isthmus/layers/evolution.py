@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.layers.attention import softmax_by_row
+from isthmus.layers.drawing import drawing, recurrence
 from isthmus.schema import PADDING
 
 
@@ -37,9 +38,16 @@ class Steps:
         place = torch.arange(sum(self.sizes[:1]), len(self.row), device=self.row.device)
         return place - size[:-1].repeat_interleave(size[1:])
 
+    def there(self) -> Tensor | None:
+        """(E, 1) float32: 0 where a graph is drawn and a row has no event yet, else 1; None: all are events."""
+        return (self.item != PADDING).to(torch.float32)[:, None] if drawing() else None
+
 
 def steps_of(history: Tensor) -> Steps:
-    """Codes (B, L), right-aligned, as steps from the oldest event on."""
+    """Codes (B, L), right-aligned, as steps from the oldest event on; where a graph is drawn every row is in every step."""
+    if drawing():
+        rows, length = history.shape
+        return Steps(history.t().flatten(), torch.arange(rows, device=history.device).repeat(length), (rows,) * length)
     length = (history != PADDING).sum(1)
     order = length.argsort(descending=True, stable=True)
     there = torch.arange(history.shape[1], device=history.device)[:, None] < length[order]
@@ -92,6 +100,10 @@ class GatedUnit(nn.Module):
         """
         columns = 1 if attention is None else attention.shape[1]
         state, states = x.new_zeros(sum(sizes[:1]), columns, self.size), list[Tensor]()
+        if drawing():
+            given, shape = self.input(x), (len(sizes), sizes[0], columns)
+            weight = x.new_ones(shape) if attention is None else attention.view(shape)
+            return list(recurrence(lambda *now: (self.step(now[1], now[0], now[2]),), (state,), (given.view(*shape[:2], 1, -1), weight)))
         given = self.input(x)[:, None].split(list(sizes))  # slices would each be as large as x on the way back
         weights = [None] * len(sizes) if attention is None else attention.split(list(sizes))
         for n, inputs, weight in zip(sizes, given, weights, strict=True):
@@ -113,7 +125,7 @@ class InterestExtraction(nn.Module):
 
     def forward(self, event: Tensor, steps: Steps) -> Tensor:
         """Events (E, width) -> interests (E, width)."""
-        return torch.cat([event[:0], *(state[:, 0] for state in self.unit(event, steps.sizes))])
+        return torch.cat([event[:0], *(state[:, 0] for state in self.unit(event, steps.sizes, steps.there()))])
 
 
 class InterestEvolution(nn.Module):
@@ -134,12 +146,18 @@ class InterestEvolution(nn.Module):
 
     def weights(self, interest: Tensor, steps: Steps, query: Tensor) -> Tensor:
         """Interests (E, width) and candidates (B, C, width) -> (E, C)."""
-        asked = self.asked(query).index_select(0, steps.row)
-        return softmax_by_row((asked @ interest[..., None]).squeeze(2), steps.row, len(query))
+        asked, there = self.asked(query).index_select(0, steps.row), steps.there()
+        score = (asked @ interest[..., None]).squeeze(2)
+        if there is not None:
+            score = score.masked_fill(there == 0, torch.finfo(score.dtype).min)
+        weight = softmax_by_row(score, steps.row, query.shape[0])
+        return weight if there is None else weight * there
 
     def forward(self, interest: Tensor, steps: Steps, query: Tensor) -> Tensor:
         """Interests (E, width) and candidates (B, C, width) -> (B, C, width); 0 for a user without events."""
         states = self.unit(interest, steps.sizes, self.weights(interest, steps, query))
+        if drawing():
+            return states[-1]  # of rows that are in every step, and move at their events alone
         left = [state[n:] for state, n in zip(states, [*steps.sizes[1:], 0], strict=False)]  # rows whose last event it was
         last = torch.cat([query[:0], *reversed(left)])
         return torch.zeros_like(query).index_copy(0, steps.row[: len(last)], last)

@@ -77,7 +77,7 @@ class InterestGraph(nn.Module):
     def adjacency(self, x: Tensor, real: Tensor) -> Tensor:
         """Events (B, L, width), of which (B, L) bool are no padding -> (B, L, L) of 0 and 1; symmetric, 1 from each event to itself."""
         if not real.shape[1]:
-            return x.new_zeros(len(x), 0, 0)
+            return x.new_zeros(x.shape[0], 0, 0)
         found, both = similarity(x, self.metric), real[:, None] & real[:, :, None]
         with torch.no_grad():
             ordered = found.masked_fill(~both, -torch.inf).flatten(1).sort(1, descending=True).values
@@ -102,7 +102,7 @@ class InterestGraph(nn.Module):
         row, place = real.nonzero(as_tuple=True)
         event = x[row, place]
         around = (adjacency @ x / adjacency.sum(2, keepdim=True).clamp_min(1))[row, place]
-        centre = self.cluster.weights(event, torch.arange(len(row), device=row.device), around[:, None])  # a: (E, 1)
+        centre = self.cluster.weights(event, torch.arange(row.shape[0], device=row.device), around[:, None])  # a: (E, 1)
         asked = self.asked.weights(event, row, query)  # b: (E, C)
         lowest = asked.new_full((*real.shape, query.shape[1]), torch.finfo(asked.dtype).min)
         total, asked = (lowest.index_put((row, place), score) for score in (centre + asked, asked))

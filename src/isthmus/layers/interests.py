@@ -41,7 +41,7 @@ class InterestAttention(nn.Module):
 
     def weights(self, x: Tensor) -> Tensor:
         """(N, 1 + interests, dim) -> (N, interests)."""
-        hidden = self.hidden(x.flatten(1)).relu().view(len(x), *self.read.shape)
+        hidden = self.hidden(x.flatten(1)).relu().view(x.shape[0], *self.read.shape)
         score = (hidden * self.read).sum(2)
         return (score + self.bias).exp() if self.inside else score.exp() + self.bias
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch
 from isthmus.layers.domain import PerDomain
+from isthmus.layers.drawing import alone, known
 from isthmus.layers.features import EntityFields
 from isthmus.schema import PADDING
 
@@ -35,7 +36,7 @@ class States:
         """(B, dim) the vector of the latest event; zeros where there is none."""
         if not self.state.shape[1]:
             return self.state.sum(1)
-        row = torch.arange(len(self.length), device=self.length.device)
+        row = torch.arange(self.length.shape[0], device=self.length.device)
         return self.state[row, (self.length - 1).clamp_min(0)]
 
 
@@ -60,9 +61,9 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, width), the oldest event first -> (N, L, dim)."""
-        if not x.numel():
+        if known(x.numel() == 0):
             return x.new_zeros(*x.shape[:2], len(self.start))
-        return self.gru(x, self.start.expand(1, len(x), -1).contiguous())[0]
+        return self.gru(x, self.start.expand(1, x.shape[0], -1).contiguous())[0]
 
 
 class ParallelEncoders(nn.Module):
@@ -91,12 +92,34 @@ class ParallelEncoders(nn.Module):
         assert batch.history is not None
         assert batch.cross_history is not None
         assert batch.cross_domain is not None
+        only = alone(batch.offsets)
+        if only is not None:
+            return self._drawn(batch.history, batch.cross_history, batch.cross_domain, items, only)
         here, there = ((history != PADDING).nonzero(as_tuple=True) for history in (batch.history, batch.cross_history))
         item = torch.cat([batch.history[here], batch.cross_history[there]])
         domain = torch.cat([batch.domain[here[0]], batch.cross_domain[there]])
         state = self._states(items(item).flatten(1), domain * len(batch) + torch.cat([here[0], there[0]]), len(batch))
         own, other = state.split([len(here[0]), len(there[0])])
         return _by_row(own, here[0], len(batch)), _by_row(other, there[0], len(batch))
+
+    def _drawn(self, own: Tensor, other: Tensor, domain: Tensor, items: EntityFields, only: int) -> tuple[States, States]:
+        """The same of histories (B, L) of one domain's rows and elsewhere, each domain in turn, with room for L events."""
+
+        def read(history: Tensor, part: Tensor, encoder: int) -> tuple[Tensor, Tensor]:
+            left = torch.zeros_like(history).scatter_add(1, _rank(part), history * part)
+            return self.encoders.copies[encoder](items(left).flatten(2)), part.sum(1)
+
+        state, length = read(own, own != PADDING, only)
+        column, found = torch.arange(other.shape[1], device=other.device), state.new_zeros(*other.shape, state.shape[2])
+        for source in range(self.domains):
+            if source != only:
+                part = (domain == source) & (other != PADDING)
+                each = read(other, part, source)[0].gather(1, _rank(part)[..., None].expand_as(found))
+                found = found + each * part[..., None]
+        count = (other != PADDING).sum(1)
+        place = (other.shape[1] - count[:, None] + column).clamp_max(other.shape[1] - 1)
+        found = found.gather(1, place[..., None].expand_as(found)) * (column < count[:, None])[..., None]
+        return States(state * (torch.arange(own.shape[1], device=own.device) < length[:, None])[..., None], length), States(found, count)
 
     def _states(self, x: Tensor, key: Tensor, rows: int) -> Tensor:
         """Events (E, width) of sequences (E,), ``domain * rows + row``, in order of time -> (E, dim)."""
@@ -108,6 +131,11 @@ class ParallelEncoders(nn.Module):
         bounds = torch.arange(self.domains + 1, device=x.device) * rows
         state = self.encoders(every, torch.searchsorted(found, bounds).tolist())[sequence, place]
         return torch.empty_like(state).index_copy(0, order, state)
+
+
+def _rank(part: Tensor) -> Tensor:
+    """(B, L) bool -> (B, L) how many of what is in it come before each, of the row; what is not stands with one that is, or the first."""
+    return (part.cumsum(1) - 1).clamp_min(0)
 
 
 def _place(row: Tensor, length: Tensor) -> tuple[Tensor, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from isthmus.batch import Batch
 from isthmus.layers.attention import softmax_by_row
 from isthmus.layers.bridges import Chosen
+from isthmus.layers.drawing import all_of
 from isthmus.schema import PADDING
 
 
@@ -36,7 +37,8 @@ class Past:
     @property
     def offsets(self) -> tuple[int, ...]:
         """D + 1 bounds of the rows' own domains, over the events."""
-        return tuple(torch.searchsorted(self.row, torch.tensor(self.bounds, device=self.row.device)).tolist())
+        drawn = all_of(self.bounds, self.row.shape[0])
+        return drawn or tuple(torch.searchsorted(self.row, torch.tensor(self.bounds, device=self.row.device)).tolist())
 
     def where(self, keep: Tensor) -> Past:
         """The events (E,) bool to keep."""
@@ -66,5 +68,5 @@ def past_of(batch: Batch, rows: Chosen, labels: bool = False) -> Past:
     row, column = (history != PADDING).nonzero(as_tuple=True)
     at = rows.place[row], column
     label = batch.cross_label if labels else None
-    shape = len(history), history.shape[1]
+    shape = history.shape[0], history.shape[1]
     return Past(shape, row, column, history[row, column], batch.cross_domain[at], None if label is None else label[at], rows.offsets)

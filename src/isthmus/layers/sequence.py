@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from isthmus.batch import Batch, Needs
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain_items import ItemBias
+from isthmus.layers.drawing import longest
 from isthmus.layers.encoders import make_encoder
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import DomainTable
@@ -50,7 +51,7 @@ class Left:
         assert past is not None
         assert whose is not None
         width, count = past.shape[1], (past != PADDING).sum(1)
-        column = torch.arange(int(count.max()) if len(count) else 0, device=past.device)
+        column = torch.arange(longest(count, width), device=past.device)
         there = column < count[:, None]
         place = torch.where(there, 1 + width - count[:, None] + column, 0)
         own = batch.domain[:, None]
@@ -91,7 +92,7 @@ class Own:
         """Slot 0 and the events of slot 0's domain."""
         own = (left.item != PADDING) & (left.domain == left.domain[:, :1])
         own[:, 0] = True
-        width = int(own.sum(1).max()) if len(own) else 1
+        width = max(1, longest(own.sum(1), own.shape[1]))  # slot 0 is every row's
         return cls((~own).to(torch.int8).argsort(dim=1, stable=True)[:, :width], own.cumsum(1) - 1)
 
     def taken(self, x: Tensor) -> Tensor:

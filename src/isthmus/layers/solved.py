@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.batch import Batch
+from isthmus.layers.drawing import alone, drawing, known
 from isthmus.layers.growing import Growing, Rows
 
 GATHER = 8  # reading one weight at random costs about as much as this many in sequence
@@ -125,7 +126,7 @@ class ItemItem(Solved):
             (B, C) float32.
         """
         n = self.codes.numel()
-        if profile.shape[1] == 0:
+        if known(profile.shape[1] == 0):
             return self.weight.new_zeros(item.shape)
         if heavy is None:
             place = find(self.codes, profile).sort(1).values
@@ -133,8 +134,11 @@ class ItemItem(Solved):
             heavy, order = heavy.sort(1, descending=True)
             place, again = find(self.codes, profile).gather(1, order).sort(dim=1, stable=True)
             heavy = heavy.gather(1, again)
-        repeated = F.pad(place[:, 1:] == place[:, :-1], (1, 0))
+        repeated = torch.cat([torch.zeros_like(place[:, :1], dtype=torch.bool), place[:, 1:] == place[:, :-1]], 1)
         place, column = place.masked_fill(repeated, n), find(self.codes, item)
+        if drawing():  # the graph asks how many candidates there are
+            few = item.shape[1] * GATHER <= n
+            return torch.cond(few, self._gather, self._whole_rows, (place, column) if heavy is None else (place, column, heavy))
         few = item.shape[1] * GATHER <= n
         rows = max(1, WORKING_SET // (profile.shape[1] * item.shape[1] if few else n + 1))
         part = self._gather if few else self._whole_rows
@@ -150,6 +154,9 @@ class ItemItem(Solved):
 
     def _whole_rows(self, place: Tensor, column: Tensor, heavy: Tensor | None = None) -> Tensor:
         """Many candidates: a sparse profile times the weights, for all items at once."""
+        if drawing():
+            found = F.embedding(place, self.weight)
+            return (found if heavy is None else found * heavy[:, :, None]).sum(1).gather(1, column)
         every = F.embedding_bag(place, self.weight, mode="sum", padding_idx=self.codes.numel(), per_sample_weights=heavy)
         return every.gather(1, column)
 
@@ -178,6 +185,9 @@ class ItemToItem(nn.Module):
         if self.decay:
             back = torch.cat([torch.arange(h.shape[1] - 1, -1, -1, device=h.device) for h in histories])
             heavy = torch.exp(-self.decay * back).expand_as(profile)
+        only = alone(batch.offsets)
+        if only is not None:
+            return self.blocks[0 if self.across else only](profile, batch.item, heavy)
         bounds = (0, len(batch)) if self.across else batch.offsets
         rows = [(block, slice(a, b)) for block, a, b in zip(self.blocks, bounds, bounds[1:], strict=False)]
         return torch.cat([block(profile[own], batch.item[own], None if heavy is None else heavy[own]) for block, own in rows])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.layers.attention import softmax_by_row
+from isthmus.layers.drawing import drawing
 
 
 class Dice(nn.Module):
@@ -37,6 +38,8 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width) -> (N, width)."""
+        if drawing():  # batch_norm would ask whether there are rows
+            return cast("Tensor", _Gate.apply(x, (x - self.running_mean) / (self.running_var + 1e-8).sqrt(), self.slope))
         z = F.batch_norm(x, self.running_mean, self.running_var, training=self.training and len(x) > 1, eps=1e-8)
         return cast("Tensor", _Gate.apply(x, z, self.slope))
 
@@ -117,7 +120,7 @@ class TargetAttention(nn.Module):
         weight = torch.cat([self.event.weight, self.both.weight], 1)  # one product instead of two: these are bound by memory
         x = torch.addmm(asked.index_select(0, row).flatten(0, 1), parts.flatten(0, 1), weight.t())
         score = self.rest(x).view(both.shape[:2])
-        return softmax_by_row(score, row, len(query)) if self.softmax else score
+        return softmax_by_row(score, row, query.shape[0]) if self.softmax else score
 
     def forward(self, event: Tensor, row: Tensor, query: Tensor, profile: Tensor | None = None) -> Tensor:
         """Events (E, width) of rows (E,) ascending, candidates (B, C, width), profiles (B, width) -> (B, C, width).

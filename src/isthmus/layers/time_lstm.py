@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from isthmus.layers.drawing import drawing, recurrence
+
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "step": 1.0}
 LOG_YEAR = math.log1p(365 * 24 * 3600)
 
@@ -48,7 +50,7 @@ class TimeLSTM(nn.Module):
         with torch.no_grad():
             self.event.bias[:hidden] = 1.0  # at first it forgets little
 
-    def forward(self, event: Tensor, row: Tensor, rows: int, interval: Tensor, span: Tensor | None = None) -> Tensor:
+    def forward(self, event: Tensor, row: Tensor, rows: int, interval: Tensor, span: Tensor | None = None, *, room: int = 0) -> Tensor:
         """Runs over the events of every row.
 
         Args:
@@ -57,21 +59,39 @@ class TimeLSTM(nn.Module):
             rows: their number; some may have no event.
             interval: (E,) since the row's event before; of a first event 0.
             span: (E,) until now; None without.
+            room: no row has more events; asked for where a graph is drawn.
 
         Returns:
             (E, hidden): h after each event.
         """
+        interval, span = interval[:, None], None if span is None else span[:, None]
+        if drawing():  # what comes after a row's last event is computed too, and never read
+            place = _step(row, torch.bincount(row, minlength=rows)) * rows + row
+            wide = [
+                x.new_zeros(room * rows, x.shape[1]).index_copy(0, place, x) for x in (event, interval, *([] if span is None else [span]))
+            ]
+            return torch.cat(self._run(*self._gates(wide[0], wide[1], None if span is None else wide[2]), [rows] * room, rows))[place]
         order, sizes = _steps(row, rows)
-        gates, keep, enter = self._gates(event[order], interval[order, None], None if span is None else span[order, None])
-        h = c = event.new_zeros(rows, self.hidden)
+        gates, keep, enter = self._gates(event[order], interval[order], None if span is None else span[order])
+        return torch.zeros_like(keep).index_copy(0, order, torch.cat(self._run(gates, keep, enter, sizes, rows)))
+
+    def _run(self, gates: Tensor, keep: Tensor, enter: Tensor, sizes: list[int], rows: int) -> list[Tensor]:
+        """What ``_gates`` gives, step by step, and how many rows each step has -> h after each, (its rows, hidden)."""
+        h = c = gates.new_zeros(rows, self.hidden)
+        if drawing():
+            given = tuple(x.view(len(sizes), rows, -1) for x in (gates, keep, enter))
+            return [recurrence(self._step, (h, c.clone()), given).flatten(0, 1)]
         states = [h[:0]]
         for now, kept, entering in zip(gates.split(sizes), keep.split(sizes), enter.split(sizes), strict=True):
-            now = torch.addmm(now, h[: len(now)], self.state.weight.t())
-            f, i, o = now[:, : 3 * self.hidden].sigmoid().chunk(3, 1)
-            c = f * kept * c[: len(now)] + i * entering * now[:, 3 * self.hidden :].tanh()
-            h = o * c.tanh()
+            h, c = self._step(h[: len(now)], c[: len(now)], now, kept, entering)
             states.append(h)
-        return torch.zeros_like(keep).index_copy(0, order, torch.cat(states))
+        return states
+
+    def _step(self, h: Tensor, c: Tensor, now: Tensor, kept: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
+        now = torch.addmm(now, h, self.state.weight.t())
+        f, i, o = now[:, : 3 * self.hidden].sigmoid().chunk(3, 1)
+        c = f * kept * c + i * entering * now[:, 3 * self.hidden :].tanh()
+        return o * c.tanh(), c
 
     def _gates(self, event: Tensor, interval: Tensor, span: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(E, 4 hidden) what f, i, o and the content are before h comes in; (E, hidden) T_d and T_s."""
@@ -88,5 +108,10 @@ def _steps(row: Tensor, rows: int) -> tuple[Tensor, list[int]]:
     count = torch.bincount(row, minlength=rows)
     rank = torch.empty_like(count)
     rank[count.argsort(descending=True, stable=True)] = torch.arange(rows, device=row.device)
-    step = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    step = _step(row, count)
     return (step * rows + rank[row]).argsort(), torch.bincount(step).tolist()
+
+
+def _step(row: Tensor, count: Tensor) -> Tensor:
+    """Rows (E,), ascending, of events and how many each has -> (E,) which of its row each event is, from 0."""
+    return torch.arange(row.shape[0], device=row.device) - (count.cumsum(0) - count)[row]

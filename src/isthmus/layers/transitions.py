@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isthmus.layers.drawing import drawing, known
 from isthmus.layers.solved import GATHER, WORKING_SET, Solved, find
 
 Integers = NDArray[np.int64]
@@ -70,7 +71,7 @@ class Transitions(Solved):
             (B, C) float32.
         """
         first = (group[:, None] * self.size + event) * self.size  # key of the pair of an event and item 0
-        few = item.shape[1] * event.shape[1] * GATHER <= self.size
+        few = known(item.shape[1] * event.shape[1] * GATHER <= self.size)
         return self._search(first, weight, item) if few else self._whole(first, weight, item)
 
     def _search(self, first: Tensor, weight: Tensor, item: Tensor) -> Tensor:
@@ -85,8 +86,8 @@ class Transitions(Solved):
         score = self.rate.new_empty(item.shape)
         for a, b in self._blocks(end - begin):
             length, columns = (end - begin)[a:b].flatten(), first.shape[1]
-            slot = torch.arange(len(length), device=length.device).repeat_interleave(length)
-            pair = torch.arange(len(slot), device=slot.device) + (begin[a:b].flatten() - length.cumsum(0) + length)[slot]
+            slot = torch.arange(length.shape[0], device=length.device).repeat_interleave(length)
+            pair = torch.arange(slot.shape[0], device=slot.device) + (begin[a:b].flatten() - length.cumsum(0) + length)[slot]
             row, column = slot // max(columns, 1), slot % max(columns, 1)
             place = self.keys[pair] - first[a:b].flatten()[slot] + row * self.size
             every = score.new_zeros((b - a) * self.size).index_add_(0, place, self.rate[pair] * weight[column])
@@ -95,6 +96,8 @@ class Transitions(Solved):
 
     def _blocks(self, length: Tensor) -> list[tuple[int, int]]:
         """Ranges of rows, each of about the working set or one row, by how many pairs (B, W) their events have."""
+        if drawing():
+            return [(0, length.shape[0])]
         cost = length.sum(1) + self.size
         block = (cost.cumsum(0) - cost) // WORKING_SET
         ends = torch.unique_consecutive(block, return_counts=True)[1].cumsum(0).tolist()

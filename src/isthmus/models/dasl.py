@@ -37,6 +37,7 @@ from isthmus.layers.biases import Levels
 from isthmus.layers.bridges import Factors
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainMLP, grouped_linear
+from isthmus.layers.drawing import drawing
 from isthmus.layers.features import EntityFields
 from isthmus.layers.growing import Stacked
 from isthmus.layers.parallel import ParallelEncoders, States
@@ -84,6 +85,11 @@ class _DualEmbedding(Stacked):
         assert batch.cross_history is not None
         assert batch.cross_domain is not None
         real, maps = batch.cross_history != PADDING, self.maps()
+        if drawing():  # domain after domain
+            there = torch.stack([((batch.cross_domain == d) & real).sum(1) for d in range(self.domains)], 1)
+            share = there / real.sum(1, keepdim=True).clamp_min(1)
+            each = [self.factors(user, d) @ of.t() for d, of in enumerate(maps)]
+            return grouped_linear((torch.stack(each, 1) * share[..., None]).sum(1), batch.offsets, maps.transpose(1, 2))
         key = (batch.cross_domain * len(batch) + torch.arange(len(batch), device=user.device)[:, None])[real]
         pair, count = key.unique(return_counts=True)  # domain and row, ordered by domain
         domain, row = pair // len(batch), pair % len(batch)

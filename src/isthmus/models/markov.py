@@ -25,6 +25,7 @@ from torch import Tensor
 
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError
+from isthmus.layers.drawing import drawing, known
 from isthmus.layers.solved import PairTable
 from isthmus.layers.transitions import Transitions
 from isthmus.model import Model, Stage
@@ -99,8 +100,10 @@ class Markov(Model):
         """(B, C) share of the candidates among the events of the domain."""
         parts = []
         for domain, (a, b) in enumerate(itertools.pairwise(batch.offsets)):
+            if drawing() and known(a == b):
+                continue
             item = batch.item[a:b]
-            whole = item.numel() > self.shares.size  # then one look-up per item is less than one per candidate
+            whole = known(item.numel() > self.shares.size)  # then one look-up per item is less than one per candidate
             code = torch.arange(self.shares.size, device=item.device) if whole else item
             share = self.shares(torch.full_like(code, domain), code)[..., 0]
             parts.append(share[item] if whole else share)

@@ -32,6 +32,7 @@ from isthmus.layers.attention import masked_softmax
 from isthmus.layers.biases import Levels
 from isthmus.layers.bridges import Factors
 from isthmus.layers.domain import grouped_linear
+from isthmus.layers.drawing import all_of
 from isthmus.layers.from_data import FromData
 from isthmus.layers.growing import Growing, Rows, one_row_each
 from isthmus.layers.mlp import MLP
@@ -166,7 +167,7 @@ class NATR(Model):
         own, candidate = user[:, None, :-1].expand_as(item[..., :-1]), item[..., :-1]
         event, row = self.transferred(batch)
         both = torch.stack([own, self.item_level(event, row, candidate)], 2)
-        weight = self.weights(both, candidate, torch.bincount(row, minlength=len(batch)) > 0)
+        weight = self.weights(both, candidate, torch.bincount(row, minlength=batch.user.shape[0]) > 0)
         biases = self.levels.level[batch.domain, None] + user[:, None, -1] + item[..., -1]
         return Output(biases + ((weight[..., None] * both).sum(2) * candidate).sum(2))
 
@@ -185,8 +186,8 @@ class NATR(Model):
         source = torch.arange(known.shape[1], device=item.device).expand_as(known)
         with torch.no_grad():  # a source's vectors are its own
             x = self.items(item[:, None].expand_as(known), source)[..., :-1]
-        offsets = torch.searchsorted(row, torch.tensor(batch.offsets, device=row.device))
-        return self.maps(x, known, offsets.tolist()), row
+        offsets = all_of(batch.offsets, row.shape[0]) or torch.searchsorted(row, torch.tensor(batch.offsets, device=row.device)).tolist()
+        return self.maps(x, known, offsets), row
 
     def weights(self, both: Tensor, candidate: Tensor, some: Tensor) -> Tensor:
         """How much of either vector of a user counts.

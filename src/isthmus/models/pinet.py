@@ -36,6 +36,7 @@ from isthmus.layers.biases import Levels
 from isthmus.layers.bridges import Factors, choose
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import Offsets, PerDomain, domain_of_rows, grouped_linear
+from isthmus.layers.drawing import alone, known, recurrence
 from isthmus.layers.features import EntityFields
 from isthmus.layers.growing import Stacked
 from isthmus.layers.parallel import ParallelEncoders, Recurrent, States
@@ -75,11 +76,21 @@ class _AccountFilter(Stacked):
         x = x + F.pad(grouped_linear(own, offsets, self.own), (0, dim))[:, None]  # the own state moves the gate alone
         users = (self.users @ self.latent.transpose(1, 2))[domain_of_rows(offsets, x.device)]  # (N, K, 2 dim)
         state, states = x.new_zeros(rows, dim), list[Tensor]()
+        only = alone(offsets)
+        if only is not None:
+            before = self.before[only]
+            each = recurrence(lambda h, now: (self._step(now + F.linear(h, before), h, users),), (state,), (x.transpose(0, 1),))
+            return each.transpose(0, 1)
         for now in x.unbind(1):
-            gate, new = ((now + grouped_linear(state, offsets, self.before))[:, None] + users).chunk(2, -1)
-            state = torch.lerp(state[:, None], new.tanh(), gate.sigmoid()).mean(1)
+            state = self._step(now + grouped_linear(state, offsets, self.before), state, users)
             states.append(state)
         return torch.stack(states, 1)
+
+    @staticmethod
+    def _step(now: Tensor, state: Tensor, users: Tensor) -> Tensor:
+        """What is given (N, 2 dim), states (N, dim), latent users (N, K, 2 dim) -> states."""
+        gate, new = (now[:, None] + users).chunk(2, -1)
+        return torch.lerp(state[:, None], new.tanh(), gate.sigmoid()).mean(1)
 
 
 class PiNet(Retriever):
@@ -128,8 +139,8 @@ class PiNet(Retriever):
     def transferred(self, batch: Batch, own: Tensor, other: States) -> Tensor:
         """z (B, dim), of the rows' own states (B, dim) and of those elsewhere; zeros for rows without any."""
         rows = choose(batch, other.length > 0)
-        none = own.new_zeros(len(batch), self.dim)
-        if not len(rows.place):
+        none = torch.zeros_like(own)
+        if known(rows.place.shape[0] == 0):
             return none
         filtered = self.filters(other.state[rows.place], own[rows.place], rows.offsets)
         passed = self.transfers(filtered, rows.offsets)

@@ -63,7 +63,7 @@ class Popularity(Retriever):
 
     def user_vector(self, batch: Batch) -> Tensor:
         """(B, 1): 1, for everyone is the same."""
-        return self.prior.new_ones(len(batch), 1)
+        return self.prior.new_ones(batch.user.shape[0], 1)
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """(..., 1): the items' numbers."""

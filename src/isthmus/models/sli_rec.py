@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs, Output
@@ -88,10 +89,10 @@ class SLiRec(Model):
         assert batch.history is not None
         row, column = (batch.history != PADDING).nonzero(as_tuple=True)
         event = self.items(batch.history[row, column]).flatten(1)
-        weight = softmax_by_row(self.long(event), row, len(batch))
-        long = candidate.new_zeros(len(batch), event.shape[1]).index_add(0, row, weight * event)
+        weight = softmax_by_row(self.long(event), row, batch.user.shape[0])
+        long = candidate.new_zeros(batch.user.shape[0], event.shape[1]).index_add(0, row, weight * event)
         interval, span, idle = self.gaps(batch, row, column)
-        short = self.short(self.lstm(event, row, len(batch), interval, span), row, candidate)
+        short = self.short(self.lstm(event, row, batch.user.shape[0], interval, span, room=batch.history.shape[1]), row, candidate)
         return long[:, None].expand_as(candidate), short, idle[:, None, None].expand(-1, candidate.shape[1], 1)
 
     def gaps(self, batch: Batch, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +110,8 @@ class SLiRec(Model):
             none = self.levels.level.new_zeros(len(row))
             return none, none, self.levels.level.new_zeros(len(batch))
         time, last = batch.history_time[row, column], batch.history_time[:, -1:].sum(1)
-        interval = torch.cat([torch.zeros_like(time[:1]), time.diff() * (row[1:] == row[:-1])])  # of a row's first event 0
+        before, there = (F.pad(x[:, :-1], (1, 0)) for x in (batch.history_time, batch.history))
+        interval = ((batch.history_time - before) * (there != PADDING))[row, column]  # of a row's first event 0
         now = last if batch.time is None else batch.time
         idle = (now - last) * (batch.history[:, -1:] != PADDING).any(1)
         unit = self.schema.time_unit

@@ -83,7 +83,7 @@ class SSCDR(Retriever):
         """(B, dim + 2): [2 x, b + level - |x|^2, 1]."""
         found = self.users(batch, self._bridge)
         x, bias = found[:, :-1], found[:, -1] + self.biases.level[batch.domain]
-        return torch.cat([2 * x, (bias - x.square().sum(1))[:, None], x.new_ones(len(x), 1)], 1)
+        return torch.cat([2 * x, (bias - x.square().sum(1))[:, None], torch.ones_like(bias)[:, None]], 1)
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """(..., dim + 2): [y, 1, b - |y|^2]."""

@@ -31,6 +31,7 @@ from torch import Tensor
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Levels
+from isthmus.layers.drawing import drawing
 from isthmus.layers.evolution import GatedUnit
 from isthmus.layers.fields import Fields
 from isthmus.layers.interest_graph import InterestGraph, assignment_terms, augru
@@ -108,5 +109,7 @@ class SURGE(Model):
 
 def _trimmed(history: Tensor) -> Tensor:
     """Codes (B, L), right-aligned -> the last columns, as many as the longest history has."""
+    if drawing():
+        return history
     used = (history != PADDING).any(0).sum().item()
     return history[:, history.shape[1] - int(used) :]

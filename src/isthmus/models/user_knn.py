@@ -28,6 +28,7 @@ from torch import Tensor
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Biases
+from isthmus.layers.drawing import drawing
 from isthmus.layers.solved import WORKING_SET, Solved, find
 from isthmus.model import Model, Stage
 from isthmus.schema import PADDING, Schema
@@ -78,11 +79,9 @@ class UserKnn(Model):
         domain = batch.domain[:, None].expand_as(batch.item)
         expected = self.biases.level[domain] + self.biases.item(batch.item, domain)[0]
         own, wanted = self.posts.place(pair), self.posts.place(self._pair(batch.item, domain))
-        residual, bias, norm = _split(error, row, len(batch), self.shrink_users)
-        bounds = torch.searchsorted(row, torch.arange(len(batch) + 1, device=row.device))
+        residual, bias, norm = _split(error, row, batch.user.shape[0], self.shrink_users)
         parts = []
-        for a, b in self._blocks(row, own, wanted):
-            some = slice(*bounds[[a, b]].tolist())
+        for a, b, some in self._blocks(row, own, wanted):
             alike = self._similarities(row[some] - a, own[some], residual[some], norm[a:b])
             alike[torch.arange(b - a, device=row.device), find(self.posts.users, batch.user[a:b])] = 0.0
             parts.append(self._told(alike, wanted[a:b]))
@@ -118,21 +117,24 @@ class UserKnn(Model):
         label = torch.cat(labels, 1)[row, column] if labels else torch.ones_like(item, dtype=torch.float32)
         span = len(self.schema.domains) * self.schema.item.size
         key, where = torch.unique(row * span + self._pair(item, domain), return_inverse=True)
-        return key // span, key % span, _mean(self._error(item, domain, label), where, len(key))
+        return key // span, key % span, _mean(self._error(item, domain, label), where, key.shape[0])
 
-    def _blocks(self, row: Tensor, own: Tensor, wanted: Tensor) -> list[tuple[int, int]]:
-        """Ranges of rows, each of about the working set or one row."""
+    def _blocks(self, row: Tensor, own: Tensor, wanted: Tensor) -> list[tuple[int, int, slice]]:
+        """Ranges of rows, each of about the working set or one row, and where their pairs stand."""
+        if drawing():
+            return [(0, wanted.shape[0], slice(None))]
+        bounds = torch.searchsorted(row, torch.arange(len(wanted) + 1, device=row.device))
         cost = self.posts.length[wanted].sum(1).index_add_(0, row, self.posts.length[own]) + len(self.posts.norm)
         block = (cost.cumsum(0) - cost) // WORKING_SET
         ends = torch.unique_consecutive(block, return_counts=True)[1].cumsum(0).tolist()
-        return list(itertools.pairwise([0, *ends]))
+        return [(a, b, slice(*bounds[[a, b]].tolist())) for a, b in itertools.pairwise([0, *ends])]
 
     def _similarities(self, row: Tensor, own: Tensor, residual: Tensor, norm: Tensor) -> Tensor:
         """Pairs of n rows' users -> (n, users + 1) similarities, the last column for nobody."""
-        n, users = len(norm), len(self.posts.norm)
+        n, users = norm.shape[0], len(self.posts.norm)
         at, user, value = self.posts.expand(own)
         cell = row[at] * users + user
-        product, common = value.new_zeros(2, n * users).unbind()
+        product, common = value.new_zeros(n * users), value.new_zeros(n * users)
         product.index_add_(0, cell, residual[at] * value)
         common.index_add_(0, cell, torch.ones_like(value))
         scale = (common + self.damping).mul_((norm[:, None] * self.posts.norm).flatten()).clamp_min_(1e-9)
@@ -147,7 +149,7 @@ class UserKnn(Model):
             order = weight.argsort(descending=True, stable=True)
             order = order[place[order].argsort(stable=True)]
             start = torch.searchsorted(place, place)  # of each candidate's neighbours, which come nearest first
-            order = order[torch.arange(len(place), device=place.device) - start < self.k]
+            order = order[torch.arange(place.shape[0], device=place.device) - start < self.k]
             place, value, weight = place[order], value[order], weight[order]
         told = torch.stack([weight * value, weight], 1)
         return told.new_zeros(wanted.numel(), 2).index_add_(0, place, told).view(*wanted.shape, 2)
@@ -203,8 +205,8 @@ class Postings(Solved):
     def expand(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places (n,) -> for each entry of each of them: which of the n, the user's place and the value, all (total,)."""
         length = self.length[place]
-        which = torch.arange(len(place), device=place.device).repeat_interleave(length)
-        entry = torch.arange(len(which), device=place.device) + (self.first[place] - length.cumsum(0) + length)[which]
+        which = torch.arange(place.shape[0], device=place.device).repeat_interleave(length)
+        entry = torch.arange(which.shape[0], device=place.device) + (self.first[place] - length.cumsum(0) + length)[which]
         return which, self.user[entry], self.value[entry]
 
 

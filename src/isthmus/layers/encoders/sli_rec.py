@@ -64,7 +64,7 @@ class LongAndShort(Encoder):
         x = self.dropout(self.norm(x))
         gap = x.new_zeros(rows, length) if gap is None else gap
         row = torch.arange(rows, device=x.device).repeat_interleave(length)
-        state = self.lstm(x.flatten(0, 1), row, rows, gap.flatten()).view(x.shape)
+        state = self.lstm(x.flatten(0, 1), row, rows, gap.flatten(), room=length).view(x.shape)
         seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         long = masked_softmax(self.long(x).transpose(1, 2), seen) @ x
         short = masked_softmax(self.asked(x) @ state.transpose(1, 2) / math.sqrt(dim), seen) @ state

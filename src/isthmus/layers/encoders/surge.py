@@ -73,7 +73,7 @@ class FusedInterests(Encoder):
             seen = place <= place[:, None]
             ordered = found.masked_fill(~seen, -torch.inf).sort(2, descending=True).values
             rank = ((place + 1).double() * self.edges).ceil().long() - 1
-            least = ordered.gather(2, rank[None, :, None].expand(len(x), -1, 1)) - TIE
+            least = ordered.gather(2, rank[None, :, None].expand(x.shape[0], -1, 1)) - TIE
             joined = (seen & (found >= least) | (place == place[:, None])).to(x.dtype)
         return joined + (found - found.detach()) * joined
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, domain_of_rows, grouped_linear
+from isthmus.layers.drawing import alone
 from isthmus.layers.growing import Stacked
 from isthmus.layers.mlp import MLP
 from isthmus.layers.networks._base import Network
@@ -60,6 +61,9 @@ def star_linear(x: Tensor, offsets: Sequence[int], shared: nn.Linear, weight: Te
     Returns:
         (N, out).
     """
+    only = alone(offsets)
+    if only is not None:
+        return F.linear(x, weight[only] * shared.weight, bias[only] + shared.bias)
     return grouped_linear(x, offsets, weight * shared.weight, bias + shared.bias)
 
 
