@@ -45,7 +45,7 @@ from isthmus.serve.bundle import Bundle
 from isthmus.serve.engine import Engine
 from isthmus.task import get_task
 
-USERS, EVENTS, GROUPS, WORKERS, BATCH = 50_000, 1_500_000, 300, 2, 32
+USERS, EVENTS, GROUPS, WORKERS, BATCH = 50_000, 1_000_000, 300, 2, 32
 BARS = {"share": 0.7, "single_ms": 10.0, "rank": 20.0}
 DOMAIN = "first"
 
@@ -65,7 +65,7 @@ def bundle(folder: Path, items: int) -> Path:
     events = read_events(frame, user="user", item="item", domain="domain", time="time", shows=shows)
     shutil.rmtree(folder / "data", ignore_errors=True)
     dataset: Dataset = encode(events, split.global_time(events, valid=0.01, test=0.01), folder / "data")
-    task, how = get_task("retrieval"), {"epochs": 1, "device": "cpu", "eval_queries": 200, "history_length": 20}
+    task, how = get_task("retrieval"), {"epochs": 1, "device": "cpu", "eval_queries": 2, "history_length": 20}
     towers = fit(build("two_tower", dataset.schema, {"dim": 64}, seed=0), dataset, task, How(**how, batch_size=4096))
     ranker = fit(build("mmoe", dataset.schema, {}, seed=0), dataset, task, How(**how, batch_size=4096, negatives=1))
     return export([towers, ranker], dataset, out, name="benchmark", measured=False, say=print)

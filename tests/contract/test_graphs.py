@@ -120,13 +120,16 @@ def load(path: Path) -> Any:
 
 
 def ask(dataset: Dataset, model: Model, domain: int, rows: int, candidates: int, seed: int = 0) -> Batch:
-    """Rows of one domain: the first an unknown user who did nothing, then a short history, a full one, and what the data have."""
+    """Rows of one domain: the first an unknown user who did nothing, then a short history, a full one, and what the data have.
+
+    One row with one candidate is an unknown user's; with several, somebody's.
+    """
     rng, schema = np.random.default_rng(seed), dataset.schema
     user, shown = rng.integers(1, schema.user.size, rows), dataset.catalogue(domain).astype(np.int64)
     item = rng.permuted(np.resize(shown, (rows, max(candidates, len(shown)))), axis=1)[:, :candidates]
     strange = [schema.item.trained, schema.item.size - 1, 1, 0][: max(0, candidates - 1)]  # no training saw the first two; 0 pads
-    if rows > 1:
-        user[0], item[:, : len(strange)] = 1, strange
+    user[0] = 1 if rows > 1 or candidates == 1 else user[0]
+    item[:, : len(strange)] = strange
     context = {name: take_context(column, np.arange(rows)) for name, column in dataset.part("test").context.items()}
     time, whose = np.full(rows, LATE), np.full(rows, domain)
     batch = query_batch(dataset, model.needs, user, whose, time, item, LENGTH, context=context)

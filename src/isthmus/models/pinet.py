@@ -36,7 +36,7 @@ from isthmus.layers.biases import Levels
 from isthmus.layers.bridges import Factors, choose
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import Offsets, PerDomain, domain_of_rows, grouped_linear
-from isthmus.layers.drawing import alone, known, recurrence
+from isthmus.layers.drawing import alone, drawing, recurrence
 from isthmus.layers.features import EntityFields
 from isthmus.layers.growing import Stacked
 from isthmus.layers.parallel import ParallelEncoders, Recurrent, States
@@ -138,9 +138,12 @@ class PiNet(Retriever):
 
     def transferred(self, batch: Batch, own: Tensor, other: States) -> Tensor:
         """z (B, dim), of the rows' own states (B, dim) and of those elsewhere; zeros for rows without any."""
+        if drawing():  # all rows, as none at all would be too few for a GRU of ONNX
+            passed = self.transfers(self.filters(other.state, own, batch.offsets), batch.offsets)
+            return States(passed, other.length).last * (other.length > 0)[:, None]
         rows = choose(batch, other.length > 0)
-        none = torch.zeros_like(own)
-        if known(rows.place.shape[0] == 0):
+        none = own.new_zeros(len(batch), self.dim)
+        if not len(rows.place):
             return none
         filtered = self.filters(other.state[rows.place], own[rows.place], rows.offsets)
         passed = self.transfers(filtered, rows.offsets)
