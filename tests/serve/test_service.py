@@ -327,6 +327,18 @@ def test_without_the_store_answers_come_from_stored_profiles_with_a_warning(chai
         assert client.post("/v1/events", json=event).status_code == 201
 
 
+def test_a_fault_of_its_own_is_told_as_json_without_its_insides(chained, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(Settings([chained.path], watch=0))
+    monkeypatch.setattr(app.state.service.variants.all[0].engine, "recommend", lambda *_: 1 / 0)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.post("/v1/large/recommend", json={"user": USER})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["came"] == "the service failed"
+        assert "ZeroDivision" not in answer.text
+        assert client.get("/healthz").status_code == 200
+        assert 'status="500"} 1.0' in client.get("/metrics").text
+
+
 def test_without_a_store_events_are_refused(alone) -> None:
     with TestClient(create_app(Settings([alone.path], watch=0))) as client:
         answer = client.post("/v1/events", json={"events": [{"user": "u", "domain": "large", "item": "i1", "behaviour": "buy"}]})

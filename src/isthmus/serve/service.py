@@ -335,6 +335,11 @@ def _faults(app: FastAPI) -> None:
     async def other(_: Request, error: IsthmusError) -> Response:
         return _fault(422, error.came, error.expected, error.do)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return _fault(500, "the service failed", "", "ask again; its log says why")
+
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         response = _fault(error.status_code, str(error.detail), "", "see /docs")
