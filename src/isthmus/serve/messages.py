@@ -51,11 +51,11 @@ class Question(_Message):
     exclude: list[AnyId] = Field(default_factory=list, max_length=MOST_VALUES, description="Items left out.")
     why: StrictBool = Field(False, description="Name the user's events nearest to each item.")
 
-    def told(self) -> list[Given] | None:
-        """The history for the engine."""
-        if self.history is None:
-            return None
-        return [event.given() if isinstance(event, ToldEvent) else Given(event) for event in self.history]
+    def who(self) -> dict[str, Any]:
+        """What the engine's question needs of it."""
+        told = None if self.history is None else [e.given() if isinstance(e, ToldEvent) else Given(e) for e in self.history]
+        own = {"user": self.user, "history": told, "time": self.time, "context": self.context}
+        return own | {"exclude": self.exclude, "why": self.why}
 
 
 class RecommendRequest(Question):
@@ -71,17 +71,7 @@ class RecommendRequest(Question):
 
     def ask(self) -> Ask:
         """For the engine."""
-        return Ask(
-            self.user,
-            self.told(),
-            self.time,
-            self.context,
-            self.k,
-            self.exclude_seen,
-            self.exclude,
-            self.where,
-            why=self.why,
-        )
+        return Ask(**self.who(), k=self.k, exclude_seen=self.exclude_seen, where=self.where)
 
 
 class RankRequest(Question):
@@ -94,16 +84,7 @@ class RankRequest(Question):
 
     def ask(self) -> Ask:
         """For the engine."""
-        return Ask(
-            self.user,
-            self.told(),
-            self.time,
-            self.context,
-            self.k or len(self.candidates),
-            exclude=self.exclude,
-            candidates=self.candidates,
-            why=self.why,
-        )
+        return Ask(**self.who(), k=self.k or len(self.candidates), candidates=self.candidates)
 
 
 class SimilarRequest(_Message):
