@@ -127,7 +127,7 @@ def ask(dataset: Dataset, model: Model, domain: int, rows: int, candidates: int,
     rng, schema = np.random.default_rng(seed), dataset.schema
     user, shown = rng.integers(1, schema.user.size, rows), dataset.catalogue(domain).astype(np.int64)
     item = rng.permuted(np.resize(shown, (rows, max(candidates, len(shown)))), axis=1)[:, :candidates]
-    strange = [schema.item.trained, schema.item.size - 1, 1, 0][: max(0, candidates - 1)]  # no training saw the first two; 0 pads
+    strange = [min(schema.item.trained, schema.item.size - 1), schema.item.size - 1, 1, 0][: max(0, candidates - 1)]  # untrained; 0 pads
     user[0] = 1 if rows > 1 or candidates == 1 else user[0]
     item[:, : len(strange)] = strange
     context = {name: take_context(column, np.arange(rows)) for name, column in dataset.part("test").context.items()}

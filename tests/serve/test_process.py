@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import signal
@@ -31,9 +32,9 @@ class Process:
     def __init__(self, *bundles: Path, histories: str = "none", watch: float = 0.0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        options = ["--port", str(port), "--histories", histories, "--watch", str(watch)]
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        options = ["--port", str(self.port), "--histories", histories, "--watch", str(watch)]
         command = [sys.executable, "-m", "isthmus.cli", "serve", *map(str, bundles), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
@@ -105,24 +106,15 @@ def test_kill_9_during_writes_loses_no_event_that_was_acknowledged(alone, tmp_pa
 
 def test_asked_to_stop_it_answers_who_has_asked(chained) -> None:
     with serving(chained.path) as service:
-        codes: list[int] = []
-        asked = threading.Barrier(9)
-
-        def ask() -> None:
-            with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
-                client.get("/healthz")  # connected
-                asked.wait()
-                codes.append(client.post("/v1/large/recommend", json={"user": USER, "k": 50}).status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        asked.wait()
-        until(lambda: len(codes) > 0)
+        body = json.dumps({"user": USER, "k": 50})
+        asked = [http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE) for _ in range(8)]
+        for one in asked:
+            one.request("POST", "/v1/large/recommend", body, {"Content-Type": "application/json"})
+        service.client.get("/healthz")  # asked later than all of them: when it is answered they have been read
         service.process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
-        assert codes == [200] * 8
+        assert [one.getresponse().status for one in asked] == [200] * 8
+        for one in asked:
+            one.close()
         assert service.process.wait(PATIENCE) in (0, -signal.SIGTERM)
 
 
