@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from isthmus.errors import ConfigError
 from isthmus.index import Index
+from isthmus.layers.topk import first
 from isthmus.schema import FIRST, PADDING, UNKNOWN
 from isthmus.segments import places
 from isthmus.serve.asks import Answer, Ask, Ranked
@@ -75,8 +76,7 @@ class Engine:
         place, there = places(index.item, code)
         if not there[0]:
             raise ConfigError(f"item {item!r}", f"an item of domain {domain!r}", "ask for one that its catalogue shows")
-        unit = self._unit(d)
-        cosine = (unit @ unit[place[0]]).numpy()
+        cosine = F.cosine_similarity(index.vectors, index.vectors[place]).numpy()
         cosine[place[0]] = -np.inf
         best = _first(cosine, k)
         return self._ranked(index.item[best], cosine[best])
@@ -105,26 +105,22 @@ class Engine:
             there &= ~np.isin(code, self.bundle.items.codes(one.ask.exclude))
             codes.append(code[there])
             missing.append((*one.unknown, *(name for name, ok in zip(ids, there, strict=True) if not ok and name not in one.ask.exclude)))
-        width = max(1, *(len(code) for code in codes))
-        item = np.zeros((len(known), width), np.int64)
-        for n, code in enumerate(codes):
-            item[n, : len(code)] = code
-        score = self._scores(stage, known, d, item)
-        out = []
-        for one, code, own, names in zip(known, codes, score, missing, strict=True):
-            best = np.argsort(-own[: len(code)], kind="stable")[: one.ask.k]
-            out.append(Answer(self._ranked(code[best], own[best], self._why(one, d, code[best])), one.basis, names))
-        return out
+        found = self._in_order(stage, known, d, codes)
+        return [
+            Answer(self._ranked(code[:k], score[:k], self._why(one, d, code[:k])), one.basis, names)
+            for one, (code, score), names in zip(known, found, missing, strict=True)
+            for k in [one.ask.k]
+        ]
 
     def _whole(self, known: list[Known], d: int) -> list[Answer]:
         """The best of the catalogue: found by the first stage, ranked by the last."""
-        first, last = self.bundle.stages[0], self.bundle.stages[-1]
-        if first.indexes is None:
-            found = [self._ranked_catalogue(first, one, d) for one in known]
+        finder, last = self.bundle.stages[0], self.bundle.stages[-1]
+        if finder.indexes is None:
+            found = [self._ranked_catalogue(finder, one, d) for one in known]
         else:
-            found = self._found(first, known, d, FETCH if first is not last else 0)
-            if first is not last:
-                found = self._ranked_again(last, known, d, found)
+            found = self._found(finder, known, d, FETCH if finder is not last else 0)
+            if finder is not last:
+                found = self._in_order(last, known, d, [code for code, _ in found])
         return [
             Answer(self._ranked(code[:k], score[:k], self._why(one, d, code[:k])), one.basis, one.unknown)
             for one, (code, score) in zip(known, found, strict=True)
@@ -152,15 +148,13 @@ class Engine:
                 out[n] = (index.item[own[best]], score[best])
         return out
 
-    def _ranked_again(
-        self, stage: Stage, known: list[Known], d: int, found: list[tuple[np.ndarray, np.ndarray]]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What a retriever found, in the order of another model."""
-        item = np.zeros((len(known), max(1, *(len(code) for code, _ in found))), np.int64)
-        for n, (code, _) in enumerate(found):
+    def _in_order(self, stage: Stage, known: list[Known], d: int, codes: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each question's candidates and their scores, best first."""
+        item = np.zeros((len(known), max(1, *(len(code) for code in codes))), np.int64)
+        for n, code in enumerate(codes):
             item[n, : len(code)] = code
-        score, out = self._scores(stage, known, d, item), []
-        for (code, _), own in zip(found, score, strict=True):
+        out = []
+        for code, own in zip(codes, self._scores(stage, known, d, item), strict=True):
             best = np.argsort(-own[: len(code)], kind="stable")
             out.append((code[best], own[best]))
         return out
@@ -181,9 +175,7 @@ class Engine:
         if stage.indexes is not None:
             index = stage.indexes[d]
             user = torch.from_numpy(stage.run(arrays, d))
-            return torch.einsum(
-                "bd,bcd->bc", user, index.vectors[torch.from_numpy(places(index.item, item)[0].clip(max=len(index) - 1))]
-            ).numpy()
+            return torch.einsum("bd,bcd->bc", user, _vectors(index, item)).numpy()
         rows = max(1, PAIRS // item.shape[1])
         cuts = [slice(start, start + rows) for start in range(0, len(known), rows)]
         return np.concatenate([stage.run({name: values[cut] for name, values in arrays.items()}, d, item[cut]) for cut in cuts])
@@ -192,12 +184,6 @@ class Engine:
         """The item vectors of a domain."""
         indexes = self.bundle.stages[0].indexes
         return None if indexes is None else indexes[d]
-
-    def _unit(self, d: int) -> torch.Tensor:
-        """(n, d) item vectors of length 1."""
-        index = self._index(d)
-        assert index is not None
-        return F.normalize(index.vectors, dim=1)
 
     def _why(self, one: Known, d: int, code: np.ndarray) -> list[tuple[tuple[Id, float], ...]]:
         """For each item the user's events in the domain nearest to it, where asked for and there are vectors."""
@@ -247,10 +233,5 @@ def _vectors(index: Index, item: np.ndarray) -> torch.Tensor:
 
 def _first(score: np.ndarray, k: int) -> np.ndarray:
     """Places of the k largest, best first, equal ones in order of their places; -inf never."""
-    if k < len(score):
-        least = np.partition(score, len(score) - k)[len(score) - k]
-        kept = np.flatnonzero(score >= least)
-    else:
-        kept = np.arange(len(score))
-    kept = kept[score[kept] > -np.inf]
-    return kept[np.argsort(-score[kept], kind="stable")][:k]
+    value, column = first(torch.from_numpy(score)[None], min(k, len(score)))
+    return column[0][value[0] > -torch.inf].numpy()

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from isthmus.serve.asks import Answer, Ask, Given
+from isthmus.serve.histories import LARGEST
 
 MOST_ITEMS = 500  # of an answer
 MOST_CANDIDATES = 5_000
 MOST_EVENTS = 1_000  # told with a question, or at once
 MOST_VALUES = 1_000  # of filters and exclusions
-LARGEST = 2**63 - 1
 
 Text = Annotated[StrictStr, Field(min_length=1, max_length=512)]
 Whole = Annotated[StrictInt, Field(ge=-LARGEST - 1, le=LARGEST)]

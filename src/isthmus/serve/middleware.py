@@ -55,7 +55,7 @@ class Gate:
             headers = dict(scope["headers"])
             if not self._known(headers, scope["path"]):
                 await _refuse(noted, 401, "no key, or a wrong one", "the service's key in X-API-Key", "ask whoever runs it")
-            elif int(told) > self.largest if (told := headers.get(b"content-length", b"0")).isdigit() else True:
+            elif not (told := headers.get(b"content-length", b"0")).isdigit() or int(told) > self.largest:
                 await _refuse(noted, 413, TOO_LARGE, f"{self.largest:,} bytes at most", "ask in parts")
             else:
                 await self.app(scope, counted, noted)

@@ -55,7 +55,7 @@ class Settings:
         api_key: asked for in ``X-API-Key`` or as a bearer token; None: nobody is asked.
         watch: seconds between looks at the folders; 0: bundles are exchanged only when ``/v1/reload`` is asked to.
         batch: questions answered together, at most.
-        workers: threads that answer; None: as many as there are cores, two at most.
+        workers: threads that answer.
         threads: of one call of a graph.
         largest: bytes of a request's body.
         page: show the page to try it at ``/``, and let it search items and users.
