@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -12,3 +13,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("data"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """What a test draws does not depend on which tests ran before it."""
+    torch.manual_seed(0)

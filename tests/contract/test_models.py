@@ -234,7 +234,14 @@ def test_saved_and_loaded_it_gives_the_same_bits(name: str, ready: Ready, tmp_pa
 
 @every_model
 def test_every_weight_gets_a_gradient_or_is_solved(name: str, dataset: Dataset) -> None:
-    model = build(name, dataset.schema, seed=0)
+    # A network of a few units may start with all of a layer's units off, or all on before a softmax: from another start it does not.
+    assert not set.intersection(*(unmoved(name, dataset, seed) for seed in range(3)))
+
+
+def unmoved(name: str, dataset: Dataset, seed: int) -> set[str]:
+    """The weights that neither a gradient nor a closed form reaches."""
+    torch.manual_seed(seed)
+    model = build(name, dataset.schema, seed=seed)
     fill(model, dataset)
     task = default_task(dataset.schema, model.tasks)
     missing, solved = {part for name, p in model.named_parameters() for part in parts_of(model, name, p)}, False
@@ -261,7 +268,7 @@ def test_every_weight_gets_a_gradient_or_is_solved(name: str, dataset: Dataset) 
         same_names = start.keys() == model.state_dict().keys()
         assert not same_names or any(not equal(v, start[k]) for k, v in model.state_dict().items()), "the closed form filled nothing"
         missing = {part for part in missing if equal(model.state_dict()[part.split("[")[0]], start[part.split("[")[0]])}
-    assert not missing
+    return missing
 
 
 def parts_of(model: Model, name: str, value: Tensor) -> dict[str, Tensor]:
