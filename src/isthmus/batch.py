@@ -33,6 +33,22 @@ class Needs:
     context: bool = False
     whole_history: bool = False
 
+    @property
+    def histories(self) -> dict[str, tuple[str, ...]]:
+        """The histories asked for, by the name of their items in a ``Batch``, each with the columns read of its events."""
+        wanted = {"time": self.history_time, "behaviour": self.behaviour, "label": self.history_label}
+        beside = tuple(name for name, asked in wanted.items() if asked)
+        return {
+            **({"history": ("item", *beside)} if self.history else {}),
+            **({"cross_history": ("item", "domain", *beside)} if self.cross_history else {}),
+            **({"merged_history": ("item", "domain")} if self.merged_history else {}),
+        }
+
+
+def history_field(history: str, column: str) -> str:
+    """The field of a ``Batch`` that holds a column of one of its histories, such as ``cross_time`` of ``cross_history``."""
+    return history if column == "item" else f"{history.removesuffix('_history')}_{column}"
+
 
 @dataclass(slots=True)
 class Pool:

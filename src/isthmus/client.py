@@ -20,6 +20,15 @@ Id = str | int
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """An item that the user had, near to one of an answer."""
+
+    item: Id
+    cosine: float
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recommended:
     """An item of an answer.
 
@@ -27,13 +36,13 @@ class Recommended:
         item: its id.
         score: the model's own; of ``similar`` a cosine.
         title: a text to show, where the bundle has some.
-        why: the user's events nearest to it, with their cosines, where asked for.
+        why: the user's events nearest to it, where asked for.
     """
 
     item: Id
     score: float | None
     title: str | None = None
-    why: tuple[tuple[Id, float], ...] = ()
+    why: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +233,6 @@ def _quoted(domain: str) -> str:
 
 
 def _answer(body: dict[str, Any]) -> Recommendations:
-    items = tuple(
-        Recommended(one["item"], one["score"], one.get("title"), tuple((why["item"], why["cosine"]) for why in one.get("why", ())))
-        for one in body["items"]
-    )
+    why = [tuple(Reason(**reason) for reason in one.get("why", ())) for one in body["items"]]
+    items = tuple(Recommended(one["item"], one["score"], one.get("title"), own) for one, own in zip(body["items"], why, strict=True))
     return Recommendations(items, body.get("basis"), body["bundle"], tuple(body.get("unknown", ())), body.get("stale", False))

@@ -197,10 +197,20 @@ def test_a_graph_equals_torch(name: str, domain: int, drawn: Make, dataset: Data
     assert {value.name for value in found.session.get_inputs()} == set(found.graph.inputs)
     same(found, dataset, domain)
     layers = {f"model.{key}.weight" for key, layer in found.model.named_modules() if isinstance(layer, DomainLinear)}
+    assert found.graph.user == asks_who(found.model, dataset, domain)
     weights, constants = stored(found.graph.path)
     if name != "conet":  # whose networks read each other, all of them
         assert not layers & weights.keys(), "a domain's own layer, not those of all"
     assert max(constants.values(), default=0) <= SMALL
+
+
+@torch.no_grad()
+def asks_who(model: Model, dataset: Dataset, domain: int) -> bool:
+    """Whether another user with the same past and the same context would be told something else."""
+    batch = ask(dataset, model, domain, 6, 9)
+    other = dataclasses.replace(batch, user=batch.user % (dataset.schema.user.trained - 1) + 1)
+    given = [model.user_vector(b) if isinstance(model, Retriever) else model(b).logit for b in (batch, other)]
+    return not torch.equal(*given)
 
 
 def stored(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, int]]:

@@ -97,7 +97,7 @@ def test_arrays_of_stored_users_are_those_of_a_batch(needs: Needs, cross: bool, 
         context = {"device": np.full(len(users), 2), "hour": np.zeros(len(users), np.float32)}
         batch = query_batch(dataset, needs, users, np.full(len(users), d), time, np.zeros((len(users), 0)), 6, cross=cross, context=context)
         rows = [Row(u, bundle.profiles.of(u).before(1_050_000), 1_050_000, {"device": 2, "hour": 0.0}) for u in users.tolist()]
-        found = feeds(Reads(needs, 6, cross), dataset.schema, rows, d)
+        found = feeds(Reads(needs, 6, cross, user=True), dataset.schema, rows, d)
         names = ["user", "history", "history_time", "history_behaviour", "cross_history", "cross_domain", "cross_time"]
         names += ["cross_behaviour", "merged_history", "merged_domain", "time"]
         for name in names:

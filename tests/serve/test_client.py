@@ -44,6 +44,7 @@ def test_questions_and_answers(client: Client) -> None:
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     assert found[0].title == f"Item number {found[0].item[1:]}"
     assert len(found[0].why) > 0
+    assert all(reason.title == f"Item number {reason.item[1:]}" and -1 <= reason.cosine <= 1 for reason in found[0].why)
     ranked = client.rank("large", ["i1", "no such", "i2"], user=USER, time=1_050_000, context={"hour": 0.5})
     assert {one.item for one in ranked} == {"i1", "i2"}
     assert ranked.unknown == ("no such",)

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parity import close, questions
+from served import run_of
 
+from isthmus.data.dataset import Dataset
 from isthmus.errors import ConfigError
+from isthmus.export.bundle import export
 from isthmus.retrieve import retrieve
 from isthmus.serve.asks import Answer, Ask, Given
 from isthmus.serve.bundle import Bundle
@@ -114,12 +117,25 @@ def test_what_was_not_clicked_enters_no_history(retriever: Engine) -> None:
     )
 
 
-def test_the_moment_asked_about_decides_what_counts(retriever: Engine) -> None:
+def test_the_moment_asked_about_decides_what_counts(engine: Engine, retriever: Engine) -> None:
     past = retriever.bundle.profiles.of(int(retriever.bundle.users.codes([USER])[0]))
     assert past.time is not None
-    early = retriever.recommend([Ask(USER, time=int(past.time[0]))], "large")[0]
-    assert early.basis == "profile"
-    assert retriever.recommend([Ask(USER, time=int(past.time[-1]) + 1)], "large")[0].basis == "history"
+    first, last = int(past.time[0]), int(past.time[-1]) + 1
+    assert engine.recommend([Ask(USER, time=first)], "large")[0].basis == "profile"
+    early = retriever.recommend([Ask(USER, k=5, time=first)], "large")[0]
+    assert early.basis == "popular", "a model that reads histories alone learnt nothing of her"
+    assert early.items == retriever.recommend([Ask("nobody", k=5)], "large")[0].items
+    assert retriever.recommend([Ask(USER, time=last)], "large")[0].basis == "history"
+
+
+def test_a_model_that_reads_nothing_of_users_answers_all_alike(dataset: Dataset, tmp_path: Path) -> None:
+    run = run_of("popularity", dataset)
+    engine = Engine(Bundle.load(export([run], dataset, tmp_path / "bundle", measured=False)))
+    found = [engine.recommend([Ask(user, k=60, exclude_seen=False)], "small")[0] for user in (USER, "nobody")]
+    assert found[0] == found[1]
+    assert found[0].basis == "popular"
+    own = engine.recommend([Ask(USER, candidates=list(scores(found[0])), k=60)], "small")[0]
+    assert scores(own) == scores(found[0]), "the model's own scores, however asked"
 
 
 def test_popular_items_in_their_order_for_who_is_unknown(engine: Engine, chained) -> None:
@@ -173,7 +189,7 @@ def test_reasons_are_the_users_own_events(retriever: Engine) -> None:
     past = retriever.bundle.profiles.of(int(retriever.bundle.users.codes([USER])[0]))
     own = set(retriever.bundle.items.names(past.item[past.domain == 0]))
     for one in answer.items:
-        assert {item for item, _ in one.why} <= own
+        assert {reason.item for reason in one.why} <= own
         assert len(one.why) == min(3, len(own))
 
 

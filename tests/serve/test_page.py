@@ -478,3 +478,8 @@ def test_the_page_needs_nothing_but_itself() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert [way for way in ("innerHTML", "insertAdjacentHTML", "document.write", "eval(") if way in text] == []
     assert set(re.findall(r"https?://[^\s'\"<]+", text)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_the_description_is_shown_without_other_hosts(visit: Visit) -> None:
+    visit.page.goto(f"{visit.address.rstrip('/')}/docs")
+    expect(visit.page.get_by_role("button", name="POST /v1/{domain}/recommend", exact=False).first).to_be_visible()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isthmus.batch import Batch
+from isthmus.data.batches import take_context
 from isthmus.errors import ConfigError
 from isthmus.layers.features import ContextFields, EntityFields, Inputs
 from isthmus.layers.from_data import fill
@@ -196,6 +197,16 @@ def test_context_by_hand() -> None:
         ]
     )
     torch.testing.assert_close(found, expected)
+
+
+def test_rows_none_of_which_has_a_value() -> None:
+    none = take_context((np.array([0, 0, 0, 2]), np.array([3, 4])), np.array([1, 0]))
+    np.testing.assert_array_equal(none, [[0], [0]])
+    for sparse in (True, False):
+        layer = ContextFields((Field("tags", "multi", 5),), 2)
+        assert layer.table is not None
+        layer.table.sparse = sparse
+        assert not layer({"tags": torch.from_numpy(none)}).any()
 
 
 USER = Entity("user", (Field("age", "numeric"),), trained=6, size=9)

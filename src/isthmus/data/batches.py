@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isthmus.batch import Batch, Needs, Pool
+from isthmus.batch import Batch, Needs, Pool, history_field
 from isthmus.data.negatives import Negatives
 from isthmus.data.order import NEGATIVES, Order, Plan
 from isthmus.data.pools import POOLED, Pools, Shared
@@ -216,32 +216,22 @@ def _histories(
     cross: bool,
 ) -> dict[str, Any]:
     """The history fields of a batch that ``needs`` asks for."""
-    wanted_of = {"time": needs.history_time, "behaviour": needs.behaviour, "label": needs.history_label}
-    columns = ["item", *(name for name, asked in wanted_of.items() if asked)]
-    wanted = None if needs.whole_history else length
+    wanted, cut = None if needs.whole_history else length, dataset.history.cut
     out: dict[str, Any] = {}
-    if needs.history:
-        found = dataset.history.cut(user, time, domain, wanted, exclude_item=own_item, columns=columns)
-        out |= {"history" if column == "item" else f"history_{column}": _tensor(values) for column, values in found.items()}
-    if needs.cross_history:
-        found = dataset.history.cut(user, time, domain, wanted if cross else 0, others=True, columns=[*columns, "domain"])
-        if not cross:  # nothing but padding, in the usual shape
-            found = {name: np.full((len(user), length), -1 if name == "domain" else 0, values.dtype) for name, values in found.items()}
-        out |= {"cross_history" if column == "item" else f"cross_{column}": _tensor(values) for column, values in found.items()}
-    if needs.merged_history:
-        out |= _merged(dataset, user, time, domain, wanted, own_item, cross)
+    for name, columns in needs.histories.items():
+        if name == "history":
+            found = cut(user, time, domain, wanted, exclude_item=own_item, columns=columns)
+        elif name == "cross_history":
+            found = cut(user, time, domain, wanted if cross else 0, others=True, columns=columns)
+            if not cross:  # nothing but padding, in the usual shape
+                found = {c: np.full((len(user), length), -1 if c == "domain" else 0, values.dtype) for c, values in found.items()}
+        elif cross:
+            found = cut(user, time, None, wanted, exclude_item=own_item, columns=columns)
+        else:  # of all domains the row's own alone
+            item = cut(user, time, domain, wanted, exclude_item=own_item, columns=("item",))["item"]
+            found = {"item": item, "domain": np.where(item > 0, domain[:, None], -1)}
+        out |= {history_field(name, column): _tensor(values) for column, values in found.items()}
     return out
-
-
-def _merged(
-    dataset: Dataset, user: np.ndarray, time: np.ndarray | None, domain: np.ndarray, length: int | None, own: np.ndarray | None, cross: bool
-) -> dict[str, Any]:
-    """Histories over all domains; not ``cross``: over the row's own."""
-    if cross:
-        found = dataset.history.cut(user, time, None, length, exclude_item=own, columns=("item", "domain"))
-        return {"merged_history": as_long(found["item"]), "merged_domain": as_long(found["domain"])}
-    item = dataset.history.cut(user, time, domain, length, exclude_item=own, columns=("item",))["item"]
-    return {"merged_history": as_long(item), "merged_domain": as_long(np.where(item > 0, domain[:, None], -1))}
 
 
 def make_pool(drawn: Shared, log_q: bool) -> Pool:
@@ -270,7 +260,7 @@ def take_context(column: Any, position: np.ndarray) -> np.ndarray:
         return column.take(position)
     offsets, codes = column
     start, length = offsets.take(position), offsets.take(position + 1) - offsets.take(position)
-    slot = np.arange(int(length.max(initial=0)))
+    slot = np.arange(int(length.max(initial=1)))  # of rows without any value a column of padding: torch takes no mean of (B, 0)
     inside = slot < length[:, None]
     out = np.zeros(inside.shape, np.int64)
     out[inside] = codes.take((start[:, None] + slot)[inside])

@@ -147,9 +147,10 @@ def _stage(run: Run, dataset: Dataset, folder: Path, last: bool, kind: str, say:
     weights = folder / "model.safetensors"
     save_weights(model, weights)
     with scoring(model):
+        graphs = []
         for d, domain in enumerate(domains):
             say(f"{kind}: graph of {domain}")
-            write_graph(model, d, folder / f"{d}.onnx", weights, length=how.history_length)
+            graphs.append(write_graph(model, d, folder / f"{d}.onnx", weights, length=how.history_length))
     retriever = isinstance(model, Retriever)
     if retriever:
         for d, domain in enumerate(domains):
@@ -163,6 +164,7 @@ def _stage(run: Run, dataset: Dataset, folder: Path, last: bool, kind: str, say:
         "needs": asdict(model.needs),
         "length": how.history_length,
         "cross": how.crosses(len(domains)),
+        "user": any(graph.user for graph in graphs),
         "bounds": list(dataset.schema.rating_range) if run.task.name == "rating" and dataset.schema.rating_range else None,
         "retriever": retriever,
     }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.batch import Batch
+from isthmus.batch import Batch, history_field
 from isthmus.errors import ConfigError
 from isthmus.model import Model, Retriever, evaluating
 from isthmus.schema import Schema
@@ -46,11 +46,13 @@ class Graph:
     Attributes:
         inputs: names of the batch's fields that it reads, ``context.<name>`` for a context field.
         output: ``vector`` (B, d) of a retriever's users, or ``score`` (B, C).
+        user: who asks makes a difference beyond her histories; False: of ``user`` only the number of rows is read.
         path: of the file; the weights lie beside it.
     """
 
     inputs: tuple[str, ...]
     output: str
+    user: bool
     path: Path
 
 
@@ -89,7 +91,8 @@ def write_graph(model: Model, domain: int, path: Path, weights: Path, *, length:
             raise ConfigError(came, "a model that can be drawn", "serve its run, or choose another model") from error
         with whole_file(path) as temporary:
             ir.save(drawn, temporary, format="protobuf")
-    return Graph(tuple(str(value.name) for value in drawn.graph.inputs), output, path)
+    asked = [use.node for value in drawn.graph.inputs if value.name == "user" for use in value.uses()]
+    return Graph(tuple(str(value.name) for value in drawn.graph.inputs), output, any(node.op_type != "Shape" for node in asked), path)
 
 
 def require_packages() -> None:
@@ -135,21 +138,11 @@ def _fields(model: Model, length: int) -> dict[str, tuple[Size, ...]]:
     found: dict[str, tuple[Size, ...]] = {"user": ("rows",)}
     if not isinstance(model, Retriever):
         found["item"] = ("rows", "candidates")
-    kept = {
-        "time": needs.history_time and schema.timed,
-        "behaviour": needs.behaviour and bool(schema.behaviours),
-        "label": needs.history_label and schema.label == "rating",
-    }
-    beside = [name for name, wanted in kept.items() if wanted]
-    histories = {
-        "history": [f"history_{name}" for name in beside] if needs.history else None,
-        "cross_history": ["cross_domain", *(f"cross_{name}" for name in beside)] if needs.cross_history else None,
-        "merged_history": ["merged_domain"] if needs.merged_history else None,
-    }
-    for name, others in histories.items():
-        if others is not None:
-            found |= dict.fromkeys([name, *others], ("rows", f"{name}_events" if needs.whole_history else length))
-    if kept["time"]:
+    there = {"item": True, "domain": True, "time": schema.timed, "behaviour": bool(schema.behaviours), "label": schema.label == "rating"}
+    for name, columns in needs.histories.items():
+        fields = [history_field(name, column) for column in columns if there[column]]
+        found |= dict.fromkeys(fields, ("rows", f"{name}_events" if needs.whole_history else length))
+    if needs.history_time and schema.timed:
         found["time"] = ("rows",)
     return found | _context(schema) if needs.context else found
 

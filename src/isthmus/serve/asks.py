@@ -59,13 +59,22 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """An item that the user had, near to one of an answer."""
+
+    item: Id
+    cosine: float
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
-    """An item of an answer; ``why`` holds the ids of the user's events nearest to it, with their cosines."""
+    """An item of an answer; ``why`` holds the user's events nearest to it."""
 
     item: Id
     score: float
     title: str | None = None
-    why: tuple[tuple[Id, float], ...] = ()
+    why: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,8 @@ class Answer:
     Attributes:
         items: best first.
         basis: ``history``: of events that the model read; ``profile``: of what the model learnt of the user, or of her fields;
-            ``popular``: of nothing, so these are the domain's most often chosen items, scored by how often that was.
+            ``popular``: of nothing about the user, so these are the domain's most often chosen items, scored by how often that was
+            (or by a model that reads nothing of users).
         unknown: candidates, or events of a history told, that the bundle cannot place.
         stale: live histories did not answer: events since the export are not in.
     """

@@ -153,6 +153,11 @@ class Bundle:
         return self.schema.domain_names
 
     @cached_property
+    def personal(self) -> bool:
+        """Whether anything about a user reaches a model: without it everybody gets the same list."""
+        return any(stage.reads.user or stage.reads.needs.histories for stage in self.stages)
+
+    @cached_property
     def until(self) -> int | None:
         """The time of the latest event that it knows, or None."""
         return self.profiles.until
@@ -244,7 +249,7 @@ def _check_file(path: Path, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def _stage(folder: Path, facts: Mapping[str, Any], domains: int, threads: int) -> Stage:
-    reads = Reads(Needs(**facts["needs"]), facts["length"], facts["cross"])
+    reads = Reads(Needs(**facts["needs"]), facts["length"], facts["cross"], facts["user"])
     indexes = [Index.load(folder / "index" / str(d)) for d in range(domains)] if facts["retriever"] else None
     sessions = [_session(folder / f"{d}.onnx", threads) for d in range(domains)]
     bounds = None if facts["bounds"] is None else (float(facts["bounds"][0]), float(facts["bounds"][1]))

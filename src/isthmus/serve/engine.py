@@ -16,7 +16,7 @@ from isthmus.index import Index
 from isthmus.layers.topk import first
 from isthmus.schema import FIRST, PADDING, UNKNOWN
 from isthmus.segments import places
-from isthmus.serve.asks import Answer, Ask, Ranked
+from isthmus.serve.asks import Answer, Ask, Ranked, Reason
 from isthmus.serve.bundle import Bundle, Catalogue, Stage
 from isthmus.serve.feeds import feeds
 from isthmus.serve.histories import Histories
@@ -50,9 +50,9 @@ class Engine:
         known, stale = self.users.known(asks, d)
         answers: list[Answer | None] = [None] * len(known)
         lists = [n for n, one in enumerate(known) if one.ask.candidates is not None]
-        popular = [n for n, one in enumerate(known) if one.ask.candidates is None and one.basis == "popular"]
-        rest = [n for n, one in enumerate(known) if one.ask.candidates is None and one.basis != "popular"]
-        for n in popular:
+        counted = [n for n, one in enumerate(known) if self.bundle.personal and one.ask.candidates is None and one.basis == "popular"]
+        rest = sorted({*range(len(known))} - {*lists, *counted})
+        for n in counted:
             answers[n] = self._popular(known[n], d)
         for some, found in ((lists, self._lists), (rest, self._whole)):
             if some:
@@ -185,7 +185,7 @@ class Engine:
         indexes = self.bundle.stages[0].indexes
         return None if indexes is None else indexes[d]
 
-    def _why(self, one: Known, d: int, code: np.ndarray) -> list[tuple[tuple[Id, float], ...]]:
+    def _why(self, one: Known, d: int, code: np.ndarray) -> list[tuple[Reason, ...]]:
         """For each item the user's events in the domain nearest to it, where asked for and there are vectors."""
         index = self._index(d)
         past = np.unique(one.row.past.item[one.row.past.domain == d])
@@ -196,14 +196,15 @@ class Engine:
             return [() for _ in code]
         cosine = F.normalize(_vectors(index, code), dim=1) @ F.normalize(_vectors(index, past), dim=1).T
         order = cosine.argsort(dim=1, descending=True)[:, :REASONS].numpy()
-        names, value = self.bundle.items.names(past), cosine.numpy()
-        return [tuple((names[c], float(value[n, c])) for c in own) for n, own in enumerate(order)]
+        names, titles, value = self.bundle.items.names(past), self._titles(past), cosine.numpy()
+        return [tuple(Reason(names[c], float(value[n, c]), titles[c]) for c in own) for n, own in enumerate(order)]
 
-    def _ranked(self, code: np.ndarray, score: np.ndarray, why: Sequence[tuple[tuple[Id, float], ...]] | None = None) -> tuple[Ranked, ...]:
-        names = self.bundle.items.names(code)
-        titles = [None] * len(names) if self.bundle.titles is None else self.bundle.titles.gather(code - FIRST).to_list()
-        reasons = why or [()] * len(names)
-        return tuple(Ranked(*one) for one in zip(names, score.tolist(), titles, reasons, strict=True))
+    def _ranked(self, code: np.ndarray, score: np.ndarray, why: Sequence[tuple[Reason, ...]] | None = None) -> tuple[Ranked, ...]:
+        names, reasons = self.bundle.items.names(code), why or [()] * len(code)
+        return tuple(Ranked(*one) for one in zip(names, score.tolist(), self._titles(code), reasons, strict=True))
+
+    def _titles(self, code: np.ndarray) -> list[str | None]:
+        return [None] * len(code) if self.bundle.titles is None else self.bundle.titles.gather(code - FIRST).to_list()
 
 
 def load(path: str | Path, histories: Histories | None = None) -> Engine:

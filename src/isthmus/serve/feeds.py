@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.batch import Needs
+from isthmus.batch import Needs, history_field
 from isthmus.schema import Schema
 from isthmus.serve.profiles import Past
 
@@ -44,11 +44,13 @@ class Reads:
         needs: of the model.
         length: events of a history, at most; histories that are read whole have no such limit.
         cross: events of other domains are read; False: the model knows some of the domains only.
+        user: the model learnt something of each user, or reads her fields.
     """
 
     needs: Needs
     length: int
     cross: bool
+    user: bool
 
     def anything_of(self, past: Past, domain: int) -> bool:
         """Whether any of these events reaches the model when it is asked about the domain."""
@@ -62,20 +64,9 @@ def feeds(reads: Reads, schema: Schema, rows: Sequence[Row], domain: int) -> Arr
     """The arrays of B rows of one domain by name, without candidates; see ``Batch`` for their shapes."""
     needs = reads.needs
     out = {"user": np.array([row.user for row in rows], np.int64)}
-    wanted = {"time": needs.history_time, "behaviour": needs.behaviour, "label": needs.history_label}
-    columns = [name for name, asked in wanted.items() if asked]
-    if needs.history:
-        own = [row.past.take(row.past.domain == domain) for row in rows]
-        found = _padded(own, reads, columns)
-        out |= {"history" if name == "item" else f"history_{name}": values for name, values in found.items() if name != "domain"}
-    if needs.cross_history:
-        others = [row.past.take(row.past.domain != domain if reads.cross else slice(0, 0)) for row in rows]
-        found = _padded(others, reads, columns)
-        out |= {"cross_history" if name == "item" else f"cross_{name}": values for name, values in found.items()}
-    if needs.merged_history:
-        seen = [row.past if reads.cross else row.past.take(row.past.domain == domain) for row in rows]
-        found = _padded(seen, reads, ())
-        out |= {"merged_history": found["item"], "merged_domain": found["domain"]}
+    for name, columns in needs.histories.items():
+        found = _padded([_seen(row.past, name, domain, reads.cross) for row in rows], reads, columns)
+        out |= {history_field(name, column): values for column, values in found.items()}
     if needs.history_time and schema.timed:
         out["time"] = np.array([row.time for row in rows], np.int64)
     if needs.context:
@@ -83,15 +74,22 @@ def feeds(reads: Reads, schema: Schema, rows: Sequence[Row], domain: int) -> Arr
     return out
 
 
+def _seen(past: Past, history: str, domain: int, cross: bool) -> Past:
+    """The events of one of a batch's histories."""
+    if history == "cross_history":
+        return past.take(past.domain != domain if cross else slice(0, 0))
+    return past if history == "merged_history" and cross else past.take(past.domain == domain)
+
+
 def _padded(pasts: Sequence[Past], reads: Reads, columns: Sequence[str]) -> Arrays:
-    """(B, L) item, domain and further columns of the latest events."""
+    """(B, L) columns of the latest events, those that the data have."""
     longest = max((len(past) for past in pasts), default=0)
     width = max(1, longest) if reads.needs.whole_history else reads.length
     shape = (len(pasts), width)
-    out: Arrays = {"item": np.zeros(shape, np.int64), "domain": np.full(shape, NO_DOMAIN, np.int64)}
+    out: Arrays = {}
     for name in columns:
         if all(getattr(past, name) is not None for past in pasts):
-            out[name] = np.zeros(shape, np.float32 if name == "label" else np.int64)
+            out[name] = np.full(shape, NO_DOMAIN if name == "domain" else 0, np.float32 if name == "label" else np.int64)
     for n, past in enumerate(pasts):
         kept = min(len(past), width)
         if kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
@@ -122,6 +123,7 @@ class Reason(BaseModel):
 
     item: str | int
     cosine: float
+    title: str | None = None
 
 
 class RankedItem(BaseModel):
@@ -167,6 +169,11 @@ class FaultMessage(BaseModel):
     error: Fault
 
 
+def fault(came: str, expected: str = "", do: str = "", field: str | None = None) -> dict[str, Any]:
+    """An error as plain values."""
+    return FaultMessage(error=Fault(came=came, expected=expected, do=do, field=field)).model_dump()
+
+
 def items_of(answer: Answer, why: bool) -> list[dict[str, Any]]:
     """The items of an answer as plain values."""
     out: list[dict[str, Any]] = []
@@ -175,6 +182,6 @@ def items_of(answer: Answer, why: bool) -> list[dict[str, Any]]:
         if one.title is not None:
             item["title"] = one.title
         if why:
-            item["why"] = [{"item": name, "cosine": cosine} for name, cosine in one.why]
+            item["why"] = [{name: value for name, value in asdict(reason).items() if value is not None} for reason in one.why]
         out.append(item)
     return out

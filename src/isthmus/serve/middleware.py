@@ -10,6 +10,7 @@ from collections.abc import Collection
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isthmus.serve.messages import fault
 from isthmus.serve.metrics import Metrics
 
 TOO_LARGE = "a body that is too large"
@@ -71,7 +72,7 @@ class Gate:
 
 
 async def _refuse(send: Send, code: int, came: str, expected: str, do: str) -> None:
-    body = json.dumps({"error": {"came": came, "expected": expected, "do": do, "field": None}}).encode()
+    body = json.dumps(fault(came, expected, do)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": code, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -15,6 +15,7 @@ from typing import Annotated, Any, cast
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 import isthmus
@@ -33,6 +34,7 @@ from isthmus.serve.messages import (
     RecommendRequest,
     SimilarMessage,
     SimilarRequest,
+    fault,
     items_of,
 )
 from isthmus.serve.metrics import Metrics
@@ -142,7 +144,8 @@ def create_app(settings: Settings, histories: Histories | None = None) -> FastAP
             watching.cancel()
         service.close()
 
-    app = FastAPI(title="Isthmus", version=isthmus.__version__, lifespan=lifespan, description=_DESCRIPTION, responses=_FAULTS)
+    told = {"title": "Isthmus", "version": isthmus.__version__, "description": _DESCRIPTION, "responses": _FAULTS}
+    app = FastAPIOffline(lifespan=lifespan, redoc_url=None, **told)  # /docs with all it needs: services run where no CDN is reached
     app.state.service = service
     app.add_middleware(Gate, metrics=service.metrics, largest=settings.largest, key=settings.api_key, free=FREE)
     _faults(app)
@@ -348,7 +351,7 @@ def _faults(app: FastAPI) -> None:
 
 
 def _fault(code: int, came: str, expected: str = "", do: str = "", where: str | None = None) -> Response:
-    return _json({"error": {"came": came, "expected": expected, "do": do, "field": where}}, code)
+    return _json(fault(came, expected, do, where), code)
 
 
 def _json(body: Any, code: int = 200, headers: dict[str, str] | None = None) -> Response:

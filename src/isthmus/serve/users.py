@@ -99,7 +99,8 @@ class Users:
         past = past.before(ask.time)
         moment = self._moment(ask, past)
         read = any(stage.reads.anything_of(past, d) for stage in bundle.stages)
-        basis: Basis = "history" if read else "profile" if code != UNKNOWN else "popular"
+        learnt = code != UNKNOWN and any(stage.reads.user for stage in bundle.stages)
+        basis: Basis = "history" if read else "profile" if learnt else "popular"
         hidden = [past.item[past.domain == d]] if ask.exclude_seen else []
         hidden.append(bundle.items.codes(ask.exclude))
         row = Row(code, past, moment, self._context(ask.context))

@@ -73,7 +73,7 @@ class Variants:
             raise ConfigError(came, "a bundle or more, and as many positive shares", "give a share for each, or none")
         self._make, self._executor, self._threads = make, executor, threads
         self.all = [
-            Variant(path, share / sum(shares), make(Bundle.load(path, threads=threads)), _stamp(path))
+            Variant(path, share / sum(shares), stamp=_stamp(path), batcher=make(Bundle.load(path, threads=threads)))  # looked at, then read
             for path, share in zip(paths, shares, strict=True)
         ]
 
