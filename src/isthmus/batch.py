@@ -111,6 +111,7 @@ class Batch:
         pool: candidates shared by the rows of a domain (then C = 1), or by its targets, or None.
         target: what came next at many places of the histories (then C = 0, and the rows are windows of sequences), or None.
         epoch: of training, from 0; what a model does with it is its own.
+        share: where several processes train on one batch, the part of it (of its rows' or targets' weight) that this is.
         history: (B, L) int64 item codes of the row's own domain, right-aligned (most recent last), 0 pads.
         history_time, history_behaviour: (B, L) int64 alike; history_label: (B, L) float32 ratings, 0 at padding.
         cross_history: (B, L) int64 item codes of the other domains, right-aligned, 0 pads.
@@ -131,6 +132,7 @@ class Batch:
     pool: Pool | None = None
     target: Targets | None = None
     epoch: int = 0
+    share: float = 1.0
     history: Tensor | None = None
     history_time: Tensor | None = None
     history_behaviour: Tensor | None = None

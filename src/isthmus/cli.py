@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,9 +153,13 @@ def fit(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted fit stopped.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
+    ddp: Annotated[int | None, typer.Option(min=1, help="Processes of this machine that train together.")] = None,
     settings: Sets = None,
 ) -> None:
     """Train one model; Ctrl-C keeps a checkpoint, --resume goes on from it.
+
+    On several machines start it with torchrun, the folder of the run on a disk that all of them see:
+    torchrun --nnodes 2 --nproc-per-node 8 ... -m isthmus.cli fit data/ ...
 
     Example:  [bold]isthmus fit data/ --model mmoe -o runs/mmoe --set experts=8 --set lr=2e-3[/]
     """
@@ -169,11 +174,15 @@ def fit(
     if epochs is not None:
         how["epochs"] = epochs
     built = build(model, dataset.schema, args, seed=seed)
-    job = get_task(task) if task else default_task(dataset.schema, built.tasks)
-    run = train(built, dataset, job, How(**how), out, resume=resume)
-    _console().print(
-        f"kept epoch {run.best.epoch + 1}: validation {how.get('monitor') or job.metrics[0]} {run.best.value:.4f} -> {out}", highlight=False
-    )
+    job, asked = get_task(task) if task else default_task(dataset.schema, built.tasks), How(**how)
+    if ddp is not None and "RANK" not in os.environ:  # all that is wrong with what was asked has been told, once
+        del built
+        _together(ddp)
+        return
+    run = train(built, dataset, job, asked, out, resume=resume)
+    if os.environ.get("RANK", "0") == "0":
+        watched = how.get("monitor") or job.metrics[0]
+        _console().print(f"kept epoch {run.best.epoch + 1}: validation {watched} {run.best.value:.4f} -> {out}", highlight=False)
 
 
 @app.command()
@@ -530,6 +539,39 @@ def models(
     _console().print(table)
 
 
+def _together(processes: int) -> None:
+    """This very command on several processes of this machine, as torchrun starts them.
+
+    Raises:
+        FitError: one of them failed; it has said why.
+    """
+    import logging
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from isthmus.errors import FitError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "isthmus.cli", *sys.argv[1:])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        came = f"rank {rank} of {processes} ended with {failure.exitcode}"
+        raise FitError(came, "all of them to train to the end", "see what it said above; go on with --resume") from None
+
+
 def main() -> None:
     """Runs the command line; turns Isthmus' errors into a message and an exit code."""
     from isthmus.errors import ConfigError, IsthmusError
@@ -548,7 +590,8 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    typer.echo(f"isthmus: {error}", err=True)
+    if not str(error).startswith("rank 0 failed"):  # which has told it itself
+        typer.echo(f"isthmus: {error}", err=True)
     sys.exit(code)
 
 

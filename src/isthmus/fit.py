@@ -2,11 +2,14 @@
 
 On a CPU an interrupted and resumed run equals an uninterrupted one bit for bit: a batch depends on (seed, epoch,
 step) alone, and a checkpoint holds everything else that moves.
+
+Under ``torchrun`` several processes train one model together, see ``isthmus.ranks``.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -35,6 +39,7 @@ from isthmus.layers.table import optimisers as make_optimisers
 from isthmus.measure import measure
 from isthmus.model import Model, Retriever, Sequential, Stage
 from isthmus.progress import Bar, Board, Hold, holding
+from isthmus.ranks import Ranks, moving
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
 from isthmus.stages import Adaptation, drop_other_rows, only, training
@@ -60,6 +65,9 @@ def fit(
     adaptation: Adaptation | None = None,
 ) -> Run:
     """Trains a model; the best weights on validation win (or the last, see ``How.keep``).
+
+    Started by ``torchrun`` on several processes, each computes its part of every batch of ``How.batch_size``; the outcome is
+    that of one process but for rounding and for what looks at a whole batch at once or draws at random (norms, dropout).
 
     Every stage with epochs stops early by itself, on the mean over its domains of the metric watched.  Where there
     are no validation rows it runs all its epochs and keeps the last weights.
@@ -87,28 +95,31 @@ def fit(
     learnt = task.with_absolute_error(how.absolute_error).with_objective(how.objective)
     stages = partial(Adaptation.stages, adaptation, model) if adaptation else model.stages
     _check(model, dataset, task, how, out, stages())
-    keeper = Keeper(None if out is None else Path(out))
-    found = keeper.open(facts_of(model, dataset, task, how, adaptation), resume)
     device = pick_device(how.device)
-    if keeper.folder is not None and keeper.finished:
-        return load_run(keeper.folder, model.to(device))
+    ranks = Ranks.join(device)
+    folder = None if out is None else Path(out)
+    keeper = Keeper(folder if ranks.first else None)
+    found = _open(keeper, folder, ranks, facts_of(model, dataset, task, how, adaptation), resume)
+    if folder is not None and ranks.told(lambda: keeper.finished):
+        return load_run(folder, model.to(device))
     state = State() if found is None else State.from_dict(found.state)
     keep_blocks()
-    with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress) as bar:
+    with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress and ranks.first) as bar:
         board = Board(keeper.folder if how.tensorboard else None, len(state.log))
         if adaptation is None:
             fill(model, dataset)
         model.to(device)
         if found is not None:
             found.restore(model)
-        work = _Work(model, dataset, learnt, how, device, keeper, hold, bar, board, state)
+        ranks.align(model)
+        work = _Work(model, dataset, learnt, how, device, ranks, keeper, hold, bar, board, state)
         try:
             best = _train(work, stages(), found)
         except KeyboardInterrupt:
             work.interrupted()
             raise
     keeper.finish(best)
-    return Run(model.eval(), task, how, best, state.log, keeper.folder)
+    return Run(model.eval(), task, how, best, state.log, folder)
 
 
 def resume(folder: str | Path, dataset: Dataset, model: Model | None = None) -> Run:
@@ -132,6 +143,27 @@ def resume(folder: str | Path, dataset: Dataset, model: Model | None = None) -> 
     return fit(model or rebuild(facts), dataset, task, how, folder, resume=True, adaptation=adaptation)
 
 
+def _open(keeper: Keeper, folder: Path | None, ranks: Ranks, facts: dict[str, Any], resume: bool) -> Checkpoint | None:
+    """Where to go on: rank 0 looks and the others read the same checkpoint.
+
+    Raises:
+        CheckpointError: a rank that does not see the folder of rank 0.
+    """
+    opened: list[Checkpoint | None] = []
+
+    def name() -> str | None:
+        opened.append(found := keeper.open(facts, resume))
+        return None if found is None else found.folder.name
+
+    newest = ranks.told(name)
+    if ranks.first or newest is None or folder is None:
+        return opened[0] if opened else None
+    found = Checkpoint.latest(folder)
+    if found is None or found.folder.name != newest:
+        raise CheckpointError(f"rank {ranks.rank} finds no {newest} in {folder}", "a folder that all ranks share", "resume there")
+    return found
+
+
 @dataclass
 class _Work:
     """All that the loop holds."""
@@ -141,6 +173,7 @@ class _Work:
     task: Task
     how: How
     device: torch.device
+    ranks: Ranks
     keeper: Keeper
     hold: Hold
     bar: Bar
@@ -148,13 +181,15 @@ class _Work:
     state: State
     optimisers: Optimisers = field(default_factory=list)
     pending: list[dict[str, Tensor]] = field(default_factory=list)  # losses not yet read, one entry per step
+    late: bool = False  # a checkpoint is due
     halfway: bool = False  # a closed form is at work: the weights are neither the old nor the new ones
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
     def save(self) -> None:
         """Writes a checkpoint of this very moment."""
         self.read_losses()
-        self.keeper.save(self.state, self.model, self.optimisers)
+        if self.ranks.first:
+            self.keeper.save(self.state, self.model, self.optimisers)
         self.saved = time.monotonic()
 
     def read_losses(self) -> None:
@@ -166,7 +201,7 @@ class _Work:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        values = iter(torch.stack([loss for losses in pending for loss in losses.values()]).tolist())
+        values = iter(self.ranks.sum(torch.stack([loss for losses in pending for loss in losses.values()])).tolist())
         for back, losses in enumerate(pending):
             named = {name: next(values) for name in losses}
             if not math.isfinite(named["total"]):
@@ -178,7 +213,8 @@ class _Work:
         """Ctrl-C: keeps where we are, and tells how to go on."""
         if self.keeper.folder is None:
             return
-        if self.hold.forced or self.halfway:  # only the checkpoint before is sound
+        alone = self.ranks.size == 1  # several ranks stop at places of their own
+        if self.hold.forced or self.halfway or not alone:  # only the checkpoint before is sound
             print(f"\nstopped at once; go on from the last checkpoint with resume=True and {self.keeper.folder}", file=sys.stderr)
             return
         self.save()
@@ -202,7 +238,9 @@ def _train(work: _Work, stages: list[Stage], found: Checkpoint | None) -> Best:
             _solve(work, stage, domains) if stage.solve is not None else _epochs(work, stage, domains)
         found = None
         with work.hold:
-            work.keeper.bring_back(work.model)
+            if work.ranks.first:
+                work.keeper.bring_back(work.model)
+            work.ranks.align(work.model)
             work.optimisers = []
             state.next_stage(number)
     return state.kept or Best(0, "")
@@ -226,6 +264,7 @@ def _solve(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
     if not state.step and stage.solve is not None:
         work.halfway = True
         stage.solve(work.dataset, domains)
+        work.ranks.align(work.model)
         state.step, work.halfway = 1, False
     values = _validate(work, stage, domains)
     with work.hold:
@@ -268,11 +307,17 @@ def _set_rates(optimisers: Optimisers, share: float) -> None:
 
 def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     """One batch: forward, backward, update."""
+    state = work.state
+    work.ranks.seed(work.how.seed, state.stage, state.epoch, state.step)
     losses = stage.terms(work.model, batch, work.task.loss)
+    if work.ranks.size > 1:
+        losses = {name: loss * batch.share for name, loss in losses.items()}
     losses["total"] = torch.stack(list(losses.values())).sum()
     for optimiser in work.optimisers:
         optimiser.zero_grad(set_to_none=True)
     losses["total"].backward()
+    late = time.monotonic() - work.saved > work.how.checkpoint_minutes * 60
+    work.late = work.ranks.exchange(work.model.parameters(), moving(work.model), late and work.ranks.first)
     drop_other_rows(stage.rows or {})
     if work.how.clip is not None:
         clip_gradients(work.model.parameters(), work.how.clip)
@@ -285,12 +330,12 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
 def _count(work: _Work, batch: Batch, clock: float) -> float:
     """After a step: rows, time, losses, and a checkpoint when one is due.  Returns the new time."""
     now = time.monotonic()
-    work.state.rows += len(batch)
+    work.state.rows += len(batch) * work.ranks.size  # within a row of it a step
     work.state.seconds += now - clock
     work.bar.step(work.state.rows, work.state.seconds)
     if len(work.pending) >= FLUSH:
         work.read_losses()
-    if now - work.saved > work.how.checkpoint_minutes * 60:
+    if work.late:
         work.save()
         now = time.monotonic()
     return now
@@ -318,13 +363,19 @@ def _end_epoch(work: _Work, stage: Stage, values: Values) -> None:
     work.board.write(entry, len(state.log))
     if better:
         state.best = now
-        work.keeper.keep(work.model)
+        if work.ranks.first:
+            work.keeper.keep(work.model)
     state.next_epoch()
     work.save()
     work.bar.say(f"{stage.name} {now.epoch + 1}: {metric} {now.value:.4f}" + ("  kept" if better else ""))
 
 
 def _validate(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
+    """What rank 0 finds."""
+    return work.ranks.told(lambda: _values(work, stage, domains))
+
+
+def _values(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
     """The task's metrics, and the one watched, on a bounded number of validation rows of each domain; {} where no rows can judge
     the stage.
 
@@ -422,6 +473,8 @@ def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
         moment=how.moment,
         domains=domains,
         cross=how.crosses(len(work.dataset.schema.domains)),
+        rank=work.ranks.rank,
+        ranks=work.ranks.size,
     )
 
 
@@ -443,6 +496,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: the device asked for is not there.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available() and (place := os.environ.get("LOCAL_RANK")):
+        name = f"cuda:{int(place) % torch.cuda.device_count()}"  # under torchrun: a device each
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, is_there in there.items() if is_there))

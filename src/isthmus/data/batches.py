@@ -105,7 +105,7 @@ def batches_with_rows(
 
     def make(step: int) -> tuple[np.ndarray, Batch]:
         position, offsets = order.rows(epoch, step)
-        return position, build(position, offsets, epoch, step)
+        return position[plan.own(len(position))[0]], build(position, offsets, epoch, step)
 
     return ahead(make, range(start, order.steps), prefetch)
 
@@ -159,7 +159,7 @@ def query_batch(
 
 @dataclass(frozen=True)
 class _Build:
-    """Rows of a part -> Batch."""
+    """Rows of a part -> Batch; of several ranks this one's share of them."""
 
     dataset: Dataset
     part: str
@@ -180,6 +180,14 @@ class _Build:
         if self.negatives is not None:
             drawn, log_q = self.negatives.sample(user, np.array(offsets), item, rng)
             items = np.concatenate([items, drawn], axis=1)
+        mine, share = plan.own(len(position))
+        if plan.ranks > 1:  # all that was drawn is the whole batch's; what follows is for the rows here alone
+            share *= part_of(rows.weight, position, mine)
+            position, user, item, domain, items = (values[mine].copy() for values in (position, user, item, domain, items))
+            time, log_q = (None if values is None else values[mine].copy() for values in (time, log_q))
+            offsets = tuple(np.searchsorted(domain, np.arange(len(offsets))).tolist())
+            if pool is not None and pool.own is not None:
+                pool.own = pool.own[mine]
         # Without times a training row would find its own answer in its history.
         own = item if time is None and self.part == "train" else None
         cross = plan.domains is None if plan.cross is None else plan.cross
@@ -193,6 +201,7 @@ class _Build:
             log_q=None if log_q is None or not plan.log_q else torch.from_numpy(log_q),
             pool=pool,
             epoch=epoch,
+            share=share,
             time=as_long(time) if time is not None and needs.history_time else None,
             context={name: _tensor(take_context(value, position)) for name, value in rows.context.items()} if needs.context else {},
             **_histories(self.dataset, needs, user, time, domain, plan.history_length, own, cross),
@@ -232,6 +241,12 @@ def _histories(
             found = {"item": item, "domain": np.where(item > 0, domain[:, None], -1)}
         out |= {history_field(name, column): _tensor(values) for column, values in found.items()}
     return out
+
+
+def part_of(weight: np.ndarray | None, position: np.ndarray, mine: np.ndarray | slice) -> float:
+    """How much of what a batch's rows (B,) weigh together some of them weigh."""
+    held = np.ones(len(position)) if weight is None else weight.take(position).astype(np.float64)
+    return float(held[mine].sum() / max(held.sum(), 1e-12))
 
 
 def make_pool(drawn: Shared, log_q: bool) -> Pool:

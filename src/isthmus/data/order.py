@@ -33,6 +33,8 @@ class Plan:
         domains: indices to take rows from; None for all.
         cross: whether cross histories hold anything; None: only when ``domains`` is None, because a
             single-domain control must not see the other domains.
+        rank, ranks: which part of each batch is made, of how many: every ``ranks``-th row (or window).  Order, negatives and shared
+            candidates are those of the whole batch, so that the parts together are what one process would have made.
     """
 
     batch_size: int = 4096
@@ -46,11 +48,22 @@ class Plan:
     moment: int = 1
     domains: tuple[int, ...] | None = None
     cross: bool | None = None
+    rank: int = 0
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 0), ("history_length", 0), ("temperature", 0), ("moment", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}", f"at least {least}", "correct it")
+
+    def own(self, rows: int) -> tuple[slice, float]:
+        """The places of this rank's rows in a batch of so many, ascending, and a factor for its loss.
+
+        A batch of fewer rows than ranks goes to all of them, and counts for each as one of as many.
+        """
+        if rows < self.ranks:
+            return slice(None), 1 / self.ranks
+        return (slice(self.rank, None, self.ranks), 1.0) if self.ranks > 1 else (slice(None), 1.0)
 
     def chosen(self, domains: int) -> tuple[int, ...]:
         """The domains to take rows from, of so many, ascending.

@@ -47,6 +47,26 @@ class Windows:
     target: np.ndarray
     target_offsets: np.ndarray
 
+    def take(self, windows: slice) -> tuple[Windows, np.ndarray]:
+        """Some of the windows, and the (n,) places of their targets among all."""
+        rows, length = self.event.shape
+        place = np.full(rows, -1)
+        kept_rows = np.arange(rows)[windows]
+        place[kept_rows] = np.arange(len(kept_rows))
+        row, slot = np.divmod(self.slot, length)
+        kept = np.flatnonzero(place[row] >= 0)
+        domain, bounds = self.domain[windows], np.arange(len(self.offsets))
+        whose = np.repeat(np.arange(len(self.target_offsets) - 1), np.diff(self.target_offsets))[kept]
+        return Windows(
+            user=self.user[windows],
+            domain=domain,
+            offsets=np.searchsorted(domain, bounds),
+            event=self.event[windows],
+            slot=place[row[kept]] * length + slot[kept],
+            target=self.target[kept],
+            target_offsets=np.searchsorted(whose, bounds),
+        ), kept
+
 
 class Sequences:
     """The windows of the training part, and which of them make up a batch.

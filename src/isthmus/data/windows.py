@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from isthmus.batch import Batch, Needs, Targets
-from isthmus.data.batches import ahead, as_long, make_pool
+from isthmus.data.batches import ahead, as_long, make_pool, part_of
 from isthmus.data.negatives import Negatives
 from isthmus.data.order import NEGATIVES, Plan
 from isthmus.data.pools import POOLED, Pools
@@ -60,6 +60,16 @@ class WindowBatches:
             users = rows.user.take(found.target)
             drawn, corrected = self.negatives.sample(users, found.target_offsets, target, rng)
             negative, log_q = torch.from_numpy(drawn), torch.from_numpy(corrected) if self.plan.log_q else None
+        share = 1.0
+        if self.plan.ranks > 1:  # what was drawn is the whole batch's; what follows is for this rank's windows alone
+            mine, share = self.plan.own(len(found.user))
+            cut, kept = found.take(mine)
+            share *= part_of(rows.weight, found.target, kept)
+            found, item, there, target, domain = cut, item[mine], there[mine], target[kept], domain[kept]
+            bounds = tuple(cut.target_offsets.tolist())
+            negative, log_q = (None if values is None else values[kept] for values in (negative, log_q))
+            if pool is not None and pool.own is not None:
+                pool.own = pool.own[kept]
         weight = None if rows.weight is None else torch.from_numpy(rows.weight.take(found.target))
         out = Batch(
             as_long(found.user),
@@ -69,6 +79,7 @@ class WindowBatches:
             pool=pool,
             target=Targets(as_long(found.slot), torch.from_numpy(target), torch.from_numpy(domain), bounds, negative, log_q, weight),
             epoch=epoch,
+            share=share,
         )
         if needs.history:
             out.history = as_long(item)

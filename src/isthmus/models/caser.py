@@ -26,7 +26,7 @@ class Caser(Sequential):
     Args:
         schema: of an encoded data set.
         dim: width of a vector.
-        window, horizontal, vertical, dropout: see ``isthmus.layers.encoders.caser``.
+        window, horizontal, vertical, residual, dropout: see ``isthmus.layers.encoders.caser``.
         id_dropout, bias, merged: see ``isthmus.layers.sequence.EncodedEvents``.
     """
 
@@ -42,13 +42,14 @@ class Caser(Sequential):
         window: int = 5,
         horizontal: int = 16,
         vertical: int = 4,
+        residual: bool = False,
         dropout: float = 0.2,
         id_dropout: float = 0.0,
         bias: bool = True,
         merged: bool = False,
     ) -> None:
         super().__init__(schema)
-        args = {"window": window, "horizontal": horizontal, "vertical": vertical, "dropout": dropout}
+        args = {"window": window, "horizontal": horizontal, "vertical": vertical, "residual": residual, "dropout": dropout}
         self.events = EncodedEvents(schema, "caser", dim, args, id_dropout=id_dropout, bias=bias, merged=merged)
         self.needs = self.events.needs  # type: ignore[misc]
 

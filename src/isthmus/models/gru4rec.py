@@ -26,7 +26,7 @@ class GRU4Rec(Sequential):
     Args:
         schema: of an encoded data set.
         dim: width of a vector.
-        hidden, layers, dropout: see ``isthmus.layers.encoders.gru4rec``.
+        hidden, layers, residual, dropout: see ``isthmus.layers.encoders.gru4rec``.
         id_dropout, bias, merged: see ``isthmus.layers.sequence.EncodedEvents``.
     """
 
@@ -41,13 +41,14 @@ class GRU4Rec(Sequential):
         dim: int = 64,
         hidden: int | None = None,
         layers: int = 1,
+        residual: bool = False,
         dropout: float = 0.2,
         id_dropout: float = 0.0,
         bias: bool = True,
         merged: bool = False,
     ) -> None:
         super().__init__(schema)
-        args = {"hidden": hidden, "layers": layers, "dropout": dropout}
+        args = {"hidden": hidden, "layers": layers, "residual": residual, "dropout": dropout}
         self.events = EncodedEvents(schema, "gru4rec", dim, args, id_dropout=id_dropout, bias=bias, merged=merged)
         self.needs = self.events.needs  # type: ignore[misc]
 
