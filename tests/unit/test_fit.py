@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -510,6 +511,71 @@ def test_a_killed_process_is_taken_up(data: Dataset, tmp_path: Path) -> None:
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert_same(straight, fit(small(data, seed=5), data, CTR, HOW, out, resume=True))
+    assert files(out) == ["log.jsonl", "model.safetensors", "result.json", "run.json"]
+
+
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import test_fit as t
+from isthmus.errors import StorageError
+data = t.Dataset.load(Path({data!r}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+t.Small.trap, t.Small.at = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))), 14
+try:
+    t.fit(t.small(data), data, t.CTR, t.How(**{{**t.HOW.__dict__, "checkpoint_minutes": 1e-9}}), Path({out!r}))
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_ends_a_run_that_can_be_taken_up(data: Dataset, tmp_path: Path) -> None:
+    straight, out = fit(small(data), data, CTR, HOW), tmp_path / "run"
+    script = FULL.format(here=str(Path(__file__).parent), data=str(data.path), out=str(out))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert "the disk is full" in done.stdout, done.stderr
+    found = Checkpoint.latest(out)
+    assert found is not None
+    assert (found.state["epoch"], found.state["step"]) == divmod(13, math.ceil(len(data.part("train")) / HOW.batch_size))
+    assert_same(straight, fit(small(data, seed=5), data, CTR, HOW, out, resume=True))
+
+
+RANDOM = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import test_fit as t
+data = t.Dataset.load(Path({data!r}))
+print("ready", flush=True)
+t.fit(t.small(data), data, t.CTR, t.How(**{{**t.HOW.__dict__, "checkpoint_minutes": 1e-9, "epochs": 30}}), Path({out!r}), resume=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_ends_the_same(data: Dataset, tmp_path: Path, kills: int) -> None:
+    """Every step writes a checkpoint, so that most kills hit one that is being written."""
+    how = dataclasses.replace(HOW, epochs=30)
+    straight = fit(small(data), data, CTR, how)
+    out, rng = tmp_path / "run", np.random.default_rng(0)
+    script = RANDOM.format(here=str(Path(__file__).parent), data=str(data.path), out=str(out))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    reached = (0, 0)
+    for _ in range(kills):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            while not list(out.glob("checkpoint-*")) and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(float(rng.random()) * 0.2)
+            process.kill()
+        found = Checkpoint.latest(out)
+        assert found is not None, "30 epochs are not over yet"
+        place = (found.state["epoch"], found.state["step"])
+        assert place >= reached, "nothing that was written is lost"
+        reached = place
+    assert_same(straight, fit(small(data, seed=5), data, CTR, how, out, resume=True))
     assert files(out) == ["log.jsonl", "model.safetensors", "result.json", "run.json"]
 
 
