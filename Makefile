@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 DEMO_OUT ?= runs/demo
 export MPLBACKEND := Agg
 
-.PHONY: demo serve test check unit test-slow bench format clean help
+.PHONY: demo serve test check unit test-slow bench bench-peers format clean help
 
 help:
 	@echo "make demo       set up, then compare nine recommenders on a three-market world (about 3 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       set up, then style, floors, types and tests"
 	@echo "make test-slow  the statistical checks over many small worlds"
 	@echo "make bench      speed and memory, as ratios in one run"
+	@echo "make bench-peers  the same work in other libraries, which it installs beside the environment"
 	@echo "make clean      remove the environment and what demo wrote"
 
 demo: $(READY)
@@ -37,7 +38,10 @@ test-slow: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 bench: $(READY)
-	@for file in prepare loader domains retrieval measure; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+	@$(BIN)/python benchmarks/suite.py prepare loader domains retrieval measure ranks
+
+bench-peers: $(READY)
+	@$(BIN)/python benchmarks/suite.py multi_domain din sasrec two_tower
 
 format: $(READY)
 	@$(BIN)/ruff check --fix .

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +61,40 @@ def install(folder: str, packages: tuple[str, ...], home: Path = PEERS) -> None:
         sys.path.insert(0, str(home))
 
 
+def clone(folder: str, source: str, commit: str) -> None:
+    """Puts a peer that has no package into ``benchmarks/.peers``, if it is not there.
+
+    Args:
+        folder: of the peer.
+        source: its repository; another copy of it may be named by an environment variable, PEER_ and the folder's name.
+        commit: the one to take.
+
+    Raises:
+        ImportError: it cannot be had.
+    """
+    home = PEERS / f"{folder}_repository"
+    if not home.exists():
+        source = os.environ.get(f"PEER_{folder.upper()}", source)
+        partly = home.with_suffix(".partly")
+        shutil.rmtree(partly, ignore_errors=True)
+        take = ["git", "-C", str(partly), "checkout", "--quiet", commit, "--", folder]  # the package alone, without its example data
+        for command in (["git", "clone", "--quiet", "--no-checkout", source, str(partly)], take):
+            done = subprocess.run(command, capture_output=True, check=False, text=True)
+            if done.returncode:
+                raise ImportError((done.stderr.strip() or "git failed").splitlines()[-1])
+        partly.rename(home)
+    sys.path.insert(0, str(home))
+
+
+def peak_memory() -> float:
+    """The most that this process ever held, in MiB; NaN where the system does not say."""
+    try:  # not getrusage: a process inherits from the one that started it how large that one was
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
+
+
 class Clock:
     """A trainer's side of a benchmark in rounds, in a process of its own; ``Worker`` is the other side.
 
@@ -83,6 +119,7 @@ class Clock:
             seconds = time.perf_counter() - self.begin
             loss = sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)
             told = {"rate": self.sequences / seconds, "targets": self.targets / self.sequences, "loss": loss}
+            told["memory"] = peak_memory()
             print(json.dumps(told), file=self.out, flush=True)
             self._start(int(sys.stdin.readline() or sys.exit()))
         self.left -= 1
@@ -108,7 +145,8 @@ class Worker:
 
     Attributes:
         missing: why it cannot be had; "" when it can.
-        rounds: what the clock told of the warm-up, and of each round: sequences per second, targets per sequence, mean loss.
+        rounds: what the clock told of the warm-up, and of each round: sequences per second, targets per sequence, mean loss, and the
+            process's largest memory so far in MiB.
     """
 
     def __init__(self, command: list[str], errors: Path) -> None:
