@@ -309,7 +309,8 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     """One batch: forward, backward, update."""
     state = work.state
     work.ranks.seed(work.how.seed, state.stage, state.epoch, state.step)
-    losses = stage.terms(work.model, batch, work.task.loss)
+    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.how.precision == "bfloat16"):
+        losses = stage.terms(work.model, batch, work.task.loss)
     if work.ranks.size > 1:
         losses = {name: loss * batch.share for name, loss in losses.items()}
     losses["total"] = torch.stack(list(losses.values())).sum()

@@ -12,6 +12,7 @@ from isthmus.errors import ConfigError, nearest
 DEVICES = ("auto", "cuda", "mps", "cpu")
 SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "drawn", "full")
 SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("float32", "bfloat16")
 TRAIN_ON = ("all", "tested")
 KEEP = ("best", "last")
 
@@ -44,6 +45,8 @@ class How:
         seed: of the order of the rows, the negatives and the model's own randomness.
         device: ``auto`` (cuda, mps or cpu, the first there is) or one by name, such as ``cuda:1``.
         threads: CPU threads of torch while training; None: as torch has them.
+        precision: of matrix products in training; ``bfloat16`` (torch's autocast; weights, tables, norms and losses stay float32) is faster
+            where the processor or GPU has such products, and slower where it has not.
         temperature: a domain with n rows gets a share ~ n ** temperature of each step.
         negatives: sampled for each row (``uniform``, ``popularity``), or shared by all rows of a domain in a step (``mixed``); None:
             the task's default, or 1,024 shared ones.
@@ -83,6 +86,7 @@ class How:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    precision: str = "float32"
     temperature: float = 1.0
     negatives: int | None = None
     sampler: str = "auto"
@@ -107,6 +111,8 @@ class How:
             raise ConfigError(f"sampler {self.sampler!r}", f"one of {SAMPLERS}", nearest(self.sampler, SAMPLERS))
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r}", f"one of {SCHEDULES}", nearest(self.schedule, SCHEDULES))
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision {self.precision!r}", f"one of {PRECISIONS}", nearest(self.precision, PRECISIONS))
         if self.train_on not in TRAIN_ON:
             raise ConfigError(f"train_on {self.train_on!r}", f"one of {TRAIN_ON}", nearest(self.train_on, TRAIN_ON))
         if not 0 <= self.momentum < 1:

@@ -271,6 +271,30 @@ def unmoved(name: str, dataset: Dataset, seed: int) -> set[str]:
     return missing
 
 
+@every_model
+def test_half_precision_gives_the_same_losses_roughly(name: str, dataset: Dataset) -> None:
+    model = build(name, dataset.schema, seed=0)
+    fill(model, dataset)
+    task = default_task(dataset.schema, model.tasks)
+    for stage in model.stages():
+        if stage.solve is not None:
+            continue
+        batch = draw(dataset, model.needs, epoch=0)
+        if stage.domains is not None:
+            batch = take(batch, torch.isin(batch.domain, torch.tensor(stage.domains)).nonzero().flatten())
+        model.train()
+        found = []
+        for half in (False, True):
+            torch.manual_seed(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                found.append(stage.terms(model, batch, task.loss))
+        for term, value in found[0].items():
+            assert found[1][term].dtype == torch.float32
+            torch.testing.assert_close(found[1][term], value, rtol=0.02, atol=0.02)
+        torch.stack(list(found[1].values())).sum().backward()
+        assert all(p.grad.to_dense().isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def parts_of(model: Model, name: str, value: Tensor) -> dict[str, Tensor]:
     """A weight by name; one that is stacked by domain, each domain's part of it."""
     if isinstance(model.get_submodule(name.rpartition(".")[0]), DomainLinear):

@@ -194,6 +194,16 @@ def test_it_learns(data: Dataset) -> None:
     assert run.log[-1]["losses"]["loss"] < run.log[0]["losses"]["loss"] - 0.02
 
 
+def test_it_learns_in_half_precision(data: Dataset) -> None:
+    how = How(epochs=15, batch_size=128, lr=1e-2, device="cpu")
+    runs = [fit(small(data), data, CTR, dataclasses.replace(how, precision=precision)) for precision in ("float32", "bfloat16")]
+    assert runs[0].log != runs[1].log
+    assert runs[1].best.value == pytest.approx(runs[0].best.value, abs=0.02)
+    assert {p.dtype for p in runs[1].model.parameters()} == {torch.float32}
+    with pytest.raises(ConfigError, match=r"(?s)precision 'half'.*'float32', 'bfloat16'"):
+        How(precision="half")
+
+
 # Early stop, best weights
 
 

@@ -23,7 +23,7 @@ def softmax_by_row(score: Tensor, row: Tensor, rows: int) -> Tensor:
     place = row.view(-1, *[1] * (score.dim() - 1)).expand_as(fixed)
     top = fixed.new_full((rows, *score.shape[1:]), -torch.inf).scatter_reduce(0, place, fixed, "amax")
     weight = (score - top[row]).exp()
-    return weight / torch.zeros_like(top).index_add(0, row, weight)[row]
+    return weight / weight.new_zeros(top.shape).index_add(0, row, weight)[row]
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

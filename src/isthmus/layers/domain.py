@@ -97,6 +97,9 @@ def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | N
     if only is not None:
         return F.linear(x, weight[only], None if bias is None else bias[only])
     sizes = [end - start for start, end in itertools.pairwise(offsets)]
+    if torch.is_autocast_enabled(x.device.type):  # which does not reach into a function of our own
+        kind = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
     return cast("Tensor", _Grouped.apply(x, sizes, weight, bias))
 
 
@@ -160,6 +163,7 @@ class DomainBatchNorm(Stacked):
 
     def forward(self, x: Tensor, offsets: Offsets) -> Tensor:
         """(N, width) -> (N, width)."""
+        x = x.to(self.running_mean.dtype)
         mean, var, domain = self.running_mean, self.running_var, None if self.training else alone(offsets)
         if domain is None:
             sizes = [end - start for start, end in itertools.pairwise(offsets)]

@@ -85,7 +85,8 @@ class GatedUnit(nn.Module):
         kept, fresh = asked.split([2 * self.size, self.size], 2)
         update, reset = (gates + kept).sigmoid().chunk(2, 2)
         new = torch.addcmul(new, reset, fresh).tanh()
-        return torch.lerp(state, new, update if attention is None else attention[..., None] * update)
+        update = update if attention is None else attention[..., None] * update
+        return torch.lerp(state, new.to(state.dtype), update.to(state.dtype))
 
     def forward(self, x: Tensor, sizes: Sequence[int], attention: Tensor | None = None) -> list[Tensor]:
         """The states after each step.

@@ -128,4 +128,4 @@ class TargetAttention(nn.Module):
         A user without events gets 0.
         """
         weighted = self.weights(event, row, query, profile)[..., None] * event[:, None]
-        return torch.zeros_like(query).index_add(0, row, weighted)
+        return weighted.new_zeros(query.shape).index_add(0, row, weighted)

@@ -81,7 +81,9 @@ class SLiRec(Model):
         long, short, idle = self.preferences(batch, candidate)
         alpha = self.fusion(torch.cat([candidate, short, long, idle], 2)).sigmoid()
         row = torch.cat([self.users(batch.user).flatten(1), self.domain(batch.domain + 1)], 1)
-        x = torch.cat([row[:, None].expand(-1, candidate.shape[1], -1), candidate, torch.lerp(long, short, alpha)], 2)
+        x = torch.cat(
+            [row[:, None].expand(-1, candidate.shape[1], -1), candidate, torch.lerp(long.to(short.dtype), short, alpha.to(short.dtype))], 2
+        )
         return Output(self.mlp(x)[..., 0] + self.levels.level[batch.domain, None])
 
     def preferences(self, batch: Batch, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
