@@ -85,6 +85,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = TABLE_LR, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+        self._slots: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -96,18 +97,33 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                     self._update(weight, weight.grad, group["lr"], group["eps"], group["weight_decay"])
         return loss
 
-    def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float, decay: float) -> None:
+    def _summed(self, weight: nn.Parameter, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (n,), each once and in any order, and their summed gradients (n, dim)."""
+        if grad.is_coalesced() or grad.device.type != "cpu":
+            grad = grad.coalesce()
+            return grad.indices()[0], grad.values()
+        # coalesce sorts.  Here every occurrence writes its place into its row's slot: the one that is read back stands for all of them.
+        rows, values = grad._indices()[0], grad._values()
+        if weight not in self._slots:
+            self._slots[weight] = torch.empty(weight.shape[0], dtype=torch.int32)
+        slot, place = self._slots[weight], torch.arange(len(rows), dtype=torch.int32)
+        slot.index_put_((rows,), place)
+        first = slot.index_select(0, rows)
+        kept = (first == place).nonzero()[:, 0]
+        summed = torch.zeros_like(values).index_add_(0, first, values)
+        return rows.index_select(0, kept), summed.index_select(0, kept)
+
+    def _update(self, weight: nn.Parameter, grad: Tensor, lr: float, eps: float, decay: float) -> None:
         state = self.state[weight]
         if not state:
             state["sum"] = weight.new_zeros(weight.shape[0])
         total = state["sum"]
         if grad.is_sparse:
-            grad = grad.coalesce()
-            rows, values = grad.indices()[0], grad.values()
-            seen = total[rows] + values.square().mean(1)
-            total[rows] = seen
+            rows, values = self._summed(weight, grad)
+            seen = total.index_select(0, rows) + values.square().mean(1)
+            total.index_copy_(0, rows, seen)
             if decay:
-                weight.index_add_(0, rows, weight[rows], alpha=-lr * decay)
+                weight.index_add_(0, rows, weight.index_select(0, rows), alpha=-lr * decay)
             weight.index_add_(0, rows, values * (-lr / (seen.sqrt() + eps))[:, None])
         else:
             total += grad.square().mean(1)
