@@ -577,6 +577,9 @@ def main() -> None:
     from isthmus.errors import ConfigError, IsthmusError
 
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and sys.argv[1:2] != ["fit"]:
+            came = f"isthmus {' '.join(sys.argv[1:2])} on {os.environ['WORLD_SIZE']} processes of torchrun"
+            raise ConfigError(came, "isthmus fit, the one command that several processes share", "start it without torchrun")
         app(standalone_mode=True)
     except ConfigError as error:
         _fail(error, 2)

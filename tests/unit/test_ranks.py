@@ -228,3 +228,10 @@ def test_the_command_starts_its_own_processes(data: Dataset, tmp_path: Path) -> 
     assert second.returncode == 1
     assert second.stderr.count("holds a run already") == 1
     assert "Traceback" not in second.stderr
+
+
+def test_other_commands_are_not_for_several_processes() -> None:
+    command, environment = [sys.executable, "-m", "isthmus.cli", "models"], {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    assert done.returncode == 2
+    assert "isthmus models on 2 processes of torchrun" in done.stderr
