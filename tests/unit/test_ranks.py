@@ -139,6 +139,7 @@ def test_every_row_counts_once(rows: int, ranks: int) -> None:
 # What they make of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "task", "args", "how"),
     [
@@ -159,6 +160,7 @@ def test_losses_and_weights_are_those_of_one_process(data: Dataset, tmp_path: Pa
             np.testing.assert_allclose(found[0]["weights"][name], values, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_norms_move_alike_and_dropout_does_not(data: Dataset, tmp_path: Path) -> None:
     told = {"model": "mixed", "task": "ctr", "args": {"norm": True, "dropout": 0.5}, "how": HOW}
     found = train(data, tmp_path, 2, **told)
@@ -166,7 +168,8 @@ def test_norms_move_alike_and_dropout_does_not(data: Dataset, tmp_path: Path) ->
     assert any(value != 0 for value in found[0]["weights"]["norm.running_mean"])
 
 
-@pytest.mark.parametrize("again", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [2, 1, 3])
 def test_it_goes_on_after_a_rank_died_with_any_number_of_ranks(data: Dataset, tmp_path: Path, again: int) -> None:
     told = {"model": "mixed", "task": "ctr", "args": {"dropout": 0.3}, "how": {**HOW, "checkpoint_minutes": 1e-9}}
     straight = train(data, tmp_path / "straight", 2, **told)
@@ -182,6 +185,7 @@ def test_it_goes_on_after_a_rank_died_with_any_number_of_ranks(data: Dataset, tm
     assert math.isfinite(losses(found[0])[-1])
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_rank_0_ends_all(data: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     told = {"model": "mixed", "task": "ctr", "how": HOW, "folder": str(folder)}
@@ -206,6 +210,7 @@ def test_one_process_alone_is_rank_0_of_1(monkeypatch: pytest.MonkeyPatch) -> No
         Ranks.join(torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_the_command_starts_its_own_processes(data: Dataset, tmp_path: Path) -> None:
     command = [
         sys.executable,
