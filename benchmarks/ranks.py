@@ -31,7 +31,7 @@ from isthmus.data.encode import encode
 from isthmus.data.events import read_events
 from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers
-from isthmus.ranks import Ranks, moving
+from isthmus.ranks import Ranks
 from isthmus.run import build
 from isthmus.stages import training
 from isthmus.task import get_task
@@ -79,7 +79,7 @@ def train(folder: Path, model: str, steps: int, rounds: int) -> None:
             for p in parameters:
                 p.grad = None
             loss.backward()
-            ranks.exchange(parameters, moving(network))
+            ranks.exchange(network)
             for optimiser in found:
                 optimiser.step()
             losses.append(loss.detach())

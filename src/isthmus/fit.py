@@ -39,7 +39,7 @@ from isthmus.layers.table import optimisers as make_optimisers
 from isthmus.measure import measure
 from isthmus.model import Model, Retriever, Sequential, Stage
 from isthmus.progress import Bar, Board, Hold, holding
-from isthmus.ranks import Ranks, moving
+from isthmus.ranks import Ranks
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
 from isthmus.stages import Adaptation, drop_other_rows, only, training
@@ -318,7 +318,7 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
         optimiser.zero_grad(set_to_none=True)
     losses["total"].backward()
     late = time.monotonic() - work.saved > work.how.checkpoint_minutes * 60
-    work.late = work.ranks.exchange(work.model.parameters(), moving(work.model), late and work.ranks.first)
+    work.late = work.ranks.exchange(work.model, late and work.ranks.first)
     drop_other_rows(stage.rows or {})
     if work.how.clip is not None:
         clip_gradients(work.model.parameters(), work.how.clip)

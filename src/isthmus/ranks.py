@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -108,14 +108,13 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def exchange(self, weights: Iterable[nn.Parameter], moving: Iterable[Tensor] = (), asked: bool = False) -> bool:
-        """Sums gradients over the ranks, and takes the mean of what moves besides.
+    def exchange(self, model: nn.Module, asked: bool = False) -> bool:
+        """Sums gradients over the ranks, and takes the mean of running statistics.
 
         A weight that no rank has a gradient for keeps none, so that its optimiser lets it be.
 
         Args:
-            weights: the same ones in the same order on every rank.
-            moving: floating tensors, such as running statistics.
+            model: the same one on every rank.
             asked: anything that all ranks must know at once.
 
         Returns:
@@ -123,12 +122,12 @@ class Ranks:
         """
         if self.size == 1:
             return asked
-        held, other = [p for p in weights if p.requires_grad], list(moving)
+        held = [p for p in model.parameters() if p.requires_grad]
         kind = torch.tensor([NONE if p.grad is None else SPARSE if p.grad.is_sparse else DENSE for p in held] + [int(asked)])
         kind = kind.to(self.device)
         dist.all_reduce(kind, dist.ReduceOp.MAX)
         *kinds, any_asked = kind.tolist()
-        self._dense([p for p, k in zip(held, kinds, strict=True) if k == DENSE], other)
+        self._dense([p for p, k in zip(held, kinds, strict=True) if k == DENSE], _moving(model))
         self._sparse([p for p, k in zip(held, kinds, strict=True) if k == SPARSE])
         return bool(any_asked)
 
@@ -197,7 +196,7 @@ def _coalesced(p: nn.Parameter) -> Tensor:
     return p.grad.coalesce()
 
 
-def moving(model: nn.Module) -> list[Tensor]:
+def _moving(model: nn.Module) -> list[Tensor]:
     """The running statistics of a model's norms, which training moves without a gradient."""
     return [
         value

@@ -201,7 +201,7 @@ def test_one_process_alone_is_rank_0_of_1(monkeypatch: pytest.MonkeyPatch) -> No
     ranks = Ranks.join(torch.device("cpu"))
     assert (ranks.rank, ranks.size, ranks.first) == (0, 1, True)
     weight = torch.nn.Parameter(torch.ones(3))
-    assert ranks.exchange([weight], (), asked=True)
+    assert ranks.exchange(torch.nn.ParameterList([weight]), asked=True)
     assert weight.grad is None
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
