@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,6 +15,89 @@ import pyarrow as pa
 
 from isthmus.errors import SourceError
 from isthmus.storage import whole_file
+
+VALUE = "value"  # the name of the only column of a file that is written piece by piece
+SOME = 1 << 10  # a number of numbers; what stands before them is as long for any number but none
+
+
+class Column:
+    """An Arrow file of one column, written piece by piece; nothing of it stays in memory.
+
+    Args:
+        file: open for writing, and empty.
+        dtype: of its numbers.
+
+    Attributes:
+        size: how many there are so far: up to the last one written, gaps included.
+    """
+
+    def __init__(self, file: int, dtype: Any) -> None:
+        self.size, self._file, self._dtype = 0, file, np.dtype(dtype)
+        self._before = len(self._frame(SOME)[0])
+
+    def put(self, at: int, values: np.ndarray) -> None:
+        """Numbers (n,) to the places from ``at`` on."""
+        values = np.ascontiguousarray(values, self._dtype)
+        self.size = max(self.size, at + len(values))
+        self._write(self._before + at * self._dtype.itemsize, values)
+
+    def append(self, values: np.ndarray) -> None:
+        """Numbers (n,) to the end."""
+        self.put(self.size, values)
+
+    def finish(self) -> None:
+        """Writes what stands around the numbers."""
+        before, after = self._frame(self.size)
+        self._write(0, before)
+        self._write(self._before + self.size * self._dtype.itemsize, after)
+
+    def _frame(self, size: int) -> tuple[bytes, bytes]:
+        """What an Arrow file of so many numbers holds before and after them."""
+        batch = pa.record_batch([pa.array(np.zeros(size, self._dtype))], names=[VALUE])  # zeros that nobody looks at take no memory
+        frame = _Frame()
+        with pa.PythonFile(frame, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return bytes(frame.before), bytes(frame.after)
+
+    def _write(self, place: int, values: Any) -> None:
+        left = memoryview(values).cast("B") if len(values) else memoryview(b"")
+        while left:
+            written = os.pwrite(self._file, left, place)
+            place, left = place + written, left[written:]
+
+
+class _Frame(io.RawIOBase):
+    """A file that keeps what is written before and after the first buffer of numbers, and throws the numbers away."""
+
+    def __init__(self) -> None:
+        self.before, self.after, self._place, self._met = bytearray(), bytearray(), 0, False
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def write(self, data: Any) -> int:
+        self._place += len(data)
+        if isinstance(data, pa.Buffer):
+            self._met = True
+        else:
+            (self.after if self._met else self.before).extend(data)
+        return len(data)
+
+
+@contextmanager
+def column(path: str | Path, dtype: Any) -> Iterator[Column]:
+    """A file of one column, ``value``, to write into in the block; whole or not at all.  ``read`` reads it.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    with whole_file(path) as temporary, open(temporary, "r+b") as file:
+        found = Column(file.fileno(), dtype)
+        yield found
+        found.finish()
 
 
 def write(path: str | Path, columns: Mapping[str, np.ndarray]) -> None:

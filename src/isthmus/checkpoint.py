@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isthmus.errors import CheckpointError, SourceError
-from isthmus.storage import read_json, whole_file, whole_folder, write_json
+from isthmus.storage import read_json, sweep, whole_file, whole_folder, write_json
 
 PREFIX = "checkpoint-"
 FORMAT = 1
@@ -185,9 +185,10 @@ def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimisers: O
 
 
 def remove(folder: Path) -> None:
-    """Removes all checkpoints of a run's folder, and what a killed process left half-written."""
-    for path in [*_found(folder), *folder.glob(f".{PREFIX}*")]:
+    """Removes all checkpoints of a run's folder, and what killed processes left half-written."""
+    for path in _found(folder):
         shutil.rmtree(path, ignore_errors=True)
+    sweep(folder, f"{PREFIX}*")
 
 
 def _found(folder: Path) -> list[Path]:

@@ -35,7 +35,7 @@ from isthmus.model import Model
 from isthmus.models import get_model
 from isthmus.schema import Schema
 from isthmus.stages import Adaptation
-from isthmus.storage import read_json, whole_file, write_json
+from isthmus.storage import read_json, sweep, whole_file, write_json
 from isthmus.task import Task, get_task
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class Keeper:
         if self.folder is not None:
             write_json(self.folder / "result.json", {"best": best.to_dict()})
             checkpoint.remove(self.folder)
+            sweep(self.folder, "*.json", "log.jsonl", "model.safetensors")
 
 
 def build(name: str, schema: Schema, args: dict[str, Any] | None = None, *, seed: int = 0) -> Model:

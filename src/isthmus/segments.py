@@ -41,30 +41,25 @@ class Segments:
         """Sorts pairs of a key and a value; repeated pairs count once.
 
         Args:
-            keys: (N,) integers from 0 to 2**31 - 1.
+            keys: (N,) integers from 0; together with the values they must fit into 63 bits.
             values: (N,) integers from 0 to 2**31 - 1.
+
+        Raises:
+            DataError: keys and values that are too large together.
         """
+        bits = int(values.max(initial=0)).bit_length()
+        if int(keys.max(initial=0)).bit_length() + bits > 63:
+            came = f"keys up to {keys.max():,} and values up to {values.max():,}"
+            raise DataError(came, "63 bits for both", "use fewer users, domains or items")
         pair = keys.astype(np.int64)
-        pair <<= 31
+        pair <<= bits
         pair |= values
         pair.sort()
         pair = pair[np.concatenate([[True], pair[1:] != pair[:-1]])] if len(pair) else pair
-        value = (pair & (2**31 - 1)).astype(np.int32)
-        pair >>= 31
+        value = (pair & ((1 << bits) - 1)).astype(np.int32)
+        pair >>= bits
         first = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else np.zeros(0, np.int64)
         return cls(pair[first], np.append(first, len(pair)), value)
-
-    @classmethod
-    def join(cls, parts: list[Segments], shift: int) -> Segments:
-        """Puts segments end to end; the keys of part number p move up by ``p * shift``, which exceeds every key."""
-        keys = [part.keys + p * shift for p, part in enumerate(parts)]
-        starts = np.cumsum([0] + [len(part.values) for part in parts])
-        offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
-        return cls(
-            np.concatenate([np.zeros(0, np.int64), *keys]),
-            np.concatenate([*offsets, starts[-1:]]).astype(np.int64),
-            np.concatenate([np.zeros(0, np.int32), *(part.values for part in parts)]),
-        )
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the values of each key begin and end.
@@ -124,22 +119,15 @@ class Segments:
         before = np.cumsum(length) - length
         return self.values.take(np.arange(len(row)) + (start - before).take(row)), row
 
-    def write(self, folder: Path) -> None:
-        """Writes into a folder (made if missing)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        arrow.write(folder / "keys.arrow", {"key": self.keys})
-        arrow.write(folder / "offsets.arrow", {"offset": self.offsets})
-        arrow.write(folder / "values.arrow", {"value": self.values})
-
     @classmethod
     def load(cls, folder: Path) -> Segments:
-        """Memory-maps what ``write`` wrote.
+        """Memory-maps a folder's columns.
 
         Raises:
             SourceError: a file is missing, truncated or foreign.
         """
         try:
-            return cls(*(arrow.read(folder / f"{name}.arrow")[name[:-1]] for name in ("keys", "offsets", "values")))
+            return cls(*(arrow.read(folder / f"{name}.arrow")["value"] for name in ("keys", "offsets", "values")))
         except (KeyError, DataError) as error:
             if isinstance(error, SourceError):
                 raise

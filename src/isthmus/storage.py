@@ -31,13 +31,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         StorageError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
-        with _storage_errors(path):
+        with storage_errors(path):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -55,11 +55,11 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     path = Path(path)
     if path.exists() and not overwrite:
         raise StorageError(f"{path} exists already", "a path that does not exist", "choose another one, or allow overwriting")
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with _storage_errors(path):
+        with storage_errors(path):
             yield temporary
             temporary.chmod(0o755)
             if path.exists():
@@ -88,11 +88,26 @@ def claim(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.claim")
-    with _storage_errors(beside):
+    with storage_errors(beside):
         beside.parent.mkdir(parents=True, exist_ok=True)
         file = open(beside, "w")  # noqa: SIM115
     with file:
         yield fcntl is None or _locked(file.fileno(), wait)
+
+
+def sweep(folder: Path, *names: str) -> None:
+    """Removes what killed processes left of files and folders that they were writing.
+
+    Args:
+        folder: where; nobody else writes there.
+        names: of what was being written; patterns, as in ``glob``.
+    """
+    for name in names:
+        for left in folder.glob(f".{name}.????????"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -121,7 +136,7 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turns the system's refusals to write into ``StorageError``; other errors pass."""
     try:
         yield

@@ -340,7 +340,7 @@ def test_errors_of_the_background_thread_reach_the_caller():
 
 def test_closing_ends_the_background_thread(dataset):
     def running():
-        return [t for t in threading.enumerate() if t.name.startswith("isthmus-batches")]
+        return [t for t in threading.enumerate() if t.name.startswith("isthmus-ahead")]
 
     stream = batches(dataset, "train", EVERYTHING, Plan(batch_size=4), prefetch=3)
     next(stream)

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.data import split as splits
+from isthmus.data.chunks import empty
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
@@ -299,6 +300,7 @@ AGAIN = """
 import sys
 import polars as pl
 from isthmus.data import split
+from isthmus.data.chunks import empty
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
 
@@ -325,6 +327,37 @@ def test_the_same_events_give_the_same_bytes(tmp_path: Path):
     arguments = [sys.executable, "-c", AGAIN, str(tmp_path / "log"), str(tmp_path / "other")]
     subprocess.run(arguments, check=True, env=os.environ | {"POLARS_MAX_THREADS": "1", "PYTHONHASHSEED": "7"})
     assert content(tmp_path / "here") == content(tmp_path / "other")
+
+
+@settings(max_examples=15)
+@given(cases(), st.integers(1, 7), st.integers(1, 7), st.integers(0, 2), st.booleans())
+def test_the_sizes_of_the_pieces_change_nothing(tmp_path_factory, case, chunk: int, block: int, threads: int, in_file: bool):
+    """Pieces of events, blocks of users, threads, and columns in memory or in temporary files."""
+    (events, split), folder = case, tmp_path_factory.mktemp("pieces")
+    encode(events, split, folder / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isthmus.data.chunks.CHUNK", chunk)
+        patch.setattr("isthmus.data.by_user.BLOCK", block)
+        patch.setattr("isthmus.data.by_user.THREADS", threads)
+        patch.setattr("isthmus.data.by_domain.THREADS", threads)
+        patch.setattr("isthmus.data.by_domain.MANY", chunk)
+        if in_file:
+            patch.setattr("isthmus.data.chunks.memory", lambda: 0)
+        again = replace(events, user=copied(events.user), item=copied(events.item), domain=copied(events.domain))
+        encode(again, split, folder / "pieces")
+    whole, pieces = content(folder / "whole"), content(folder / "pieces")
+    scalers = [json.loads(found.pop("manifest.json")) for found in (whole, pieces)]
+    assert {name for name in whole if whole[name] != pieces.get(name)} <= {
+        f"{part}/context.1.values.arrow" for part in PARTS
+    }  # sums of floats
+    assert scalers[0]["scalers"]["context"]["num"] == pytest.approx(scalers[1]["scalers"]["context"]["num"])
+    assert whole.keys() == pieces.keys()
+
+
+def copied(column: np.ndarray) -> np.ndarray:
+    found = empty(len(column), column.dtype)
+    found[:] = column
+    return found
 
 
 def test_wrong_names(tmp_path: Path):
@@ -416,6 +449,7 @@ import resource, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a SIGINT that is ignored
 import numpy as np
 from isthmus.data import split
+from isthmus.data.chunks import empty
 from isthmus.data.encode import encode
 from isthmus.data.events import Events
 from isthmus.errors import StorageError

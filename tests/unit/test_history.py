@@ -10,24 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isthmus.data.by_user import REMEMBERED, Block, write_blocks
 from isthmus.data.history import History
 from isthmus.errors import DataError, SourceError
 
 
 def stored(user, domain, time, item, behaviour=None, domains=3, folder=None, label=None) -> History:
     def write(path: Path) -> History:
-        History.write(
-            path,
+        events = Block(
             user=np.array(user, np.int32),
-            domain=np.array(domain, np.int16),
-            time=None if time is None else np.array(time, np.int64),
             item=np.array(item, np.int32),
+            domain=np.array(domain, np.int16),
+            use=np.full(len(user), REMEMBERED, np.uint8),
+            time=None if time is None else np.array(time, np.int64),
             behaviour=None if behaviour is None else np.array(behaviour, np.int8),
-            train=np.ones(len(user), bool),
-            domains=domains,
             label=None if label is None else np.array(label, np.float32),
         )
-        return History.load(path)
+        write_blocks(path, lambda _: events, 1, domains)
+        return History.load(path / "history")
 
     if folder is not None:
         return write(folder)
@@ -115,12 +115,7 @@ def test_no_events_at_all():
     assert history.cut(np.array([4]), np.array([3]), np.array([1]), 2, others=True)["item"].tolist() == [[0, 0]]
 
 
-def test_refusals(tmp_path):
-    good = {"user": np.array([2]), "domain": np.array([0]), "item": np.array([3]), "behaviour": None, "domains": 1}
-    with pytest.raises(DataError, match="outside the training part"):
-        History.write(tmp_path, time=None, train=np.array([False]), **good)
-    with pytest.raises(DataError, match="different lengths"):
-        History.write(tmp_path, time=np.array([1, 2]), train=np.array([True]), **good)
+def test_refusals():
     timed = stored([2], [0], [1], [3], domains=1)
     with pytest.raises(DataError, match="exclude_item"):
         timed.cut(np.array([2]), np.array([2]), np.array([0]), 1, exclude_item=np.array([3]))
@@ -130,31 +125,20 @@ def test_refusals(tmp_path):
 
 def test_damaged_files_are_refused(tmp_path):
     stored([2, 3], [0, 1], [1, 2], [3, 4], folder=tmp_path)
-    path = tmp_path / "events.arrow"
+    folder = tmp_path / "history"
+    path = folder / "event.arrow"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(SourceError, match=r"events\.arrow"):
-        History.load(tmp_path)
-    (tmp_path / "pairs.arrow").rename(path)
-    with pytest.raises(SourceError, match=r"pairs\.arrow is missing"):
-        History.load(tmp_path)
-    (tmp_path / "pairs.arrow").write_bytes(path.read_bytes())
+    with pytest.raises(SourceError, match=r"event\.arrow"):
+        History.load(folder)
+    (folder / "pair.arrow").rename(path)
+    with pytest.raises(SourceError, match=r"pair\.arrow is missing"):
+        History.load(folder)
+    (folder / "history.json").write_text('{"domains": 3, "columns": ["item"]}')
     with pytest.raises(SourceError, match="other columns"):
-        History.load(tmp_path)
-    path.unlink()
+        History.load(folder)
+    (folder / "item.arrow").unlink()
     with pytest.raises(SourceError, match="missing"):
-        History.load(tmp_path)
-
-
-@pytest.mark.parametrize("timed", [True, False])
-def test_the_size_of_the_blocks_that_are_sorted_changes_nothing(tmp_path, monkeypatch, timed):
-    rng = np.random.default_rng(0)
-    user, domain, item, time = (rng.integers(low, high, 300) for low, high in ((2, 40), (0, 3), (2, 9), (0, 30)))
-    written = []
-    for block in (1, 7, 1000):
-        monkeypatch.setattr("isthmus.data.history.BLOCK", block)
-        stored(user, domain, time if timed else None, item, folder=tmp_path / str(block))
-        written.append({file.name: file.read_bytes() for file in (tmp_path / str(block)).iterdir()})
-    assert written[0] == written[1] == written[2]
+        History.load(folder)
 
 
 def test_ratings_come_along_with_their_events() -> None:

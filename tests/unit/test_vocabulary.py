@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isthmus import arrow
 from isthmus.data.vocabulary import Vocabulary, frequency_order
 from isthmus.errors import ColumnError, DataError, SourceError
 from isthmus.segments import Segments
@@ -104,26 +105,19 @@ def test_segments_against_sets(stored, asked, width):
     assert segments.keys.tolist() == sorted({k for k, _ in stored})
 
 
-@given(st.lists(pairs, max_size=4))
-def test_joined_segments(stored):
-    parts = [Segments.build(np.array([k for k, _ in p], np.int64), np.array([v for _, v in p], np.int32)) for p in stored]
-    joined = Segments.join(parts, 7)
-    for p, part in enumerate(parts):
-        for key in range(7):
-            assert joined.gather(np.array([key + 7 * p]))[0].tolist() == part.gather(np.array([key]))[0].tolist()
-    assert len(joined) == sum(len(part) for part in parts)
-
-
 def test_segments_of_the_largest_numbers(tmp_path: Path):
     top = 2**31 - 1
     segments = Segments.build(np.array([top, top, 0]), np.array([top, 0, top]))
     assert segments.keys.tolist() == [0, top]
     assert segments.contains(np.array([top, 0]), np.array([[0, top], [0, top]])).tolist() == [[True, True], [False, True]]
-    segments.write(tmp_path)
+    for name in ("keys", "offsets", "values"):
+        arrow.write(tmp_path / f"{name}.arrow", {"value": getattr(segments, name)})
     read = Segments.load(tmp_path)
     assert [read.keys.tolist(), read.offsets.tolist(), read.values.tolist()] == [[0, top], [0, 1, 3], [top, 0, top]]
     (tmp_path / "offsets.arrow").write_bytes((tmp_path / "keys.arrow").read_bytes())
     with pytest.raises(SourceError, match="other columns"):
         Segments.load(tmp_path)
+    with pytest.raises(DataError, match="63 bits"):
+        Segments.build(np.array([2**40]), np.array([2**30]))
     with pytest.raises(DataError, match="offsets"):
         Segments(np.array([1]), np.array([0, 2]), np.array([5], np.int32))

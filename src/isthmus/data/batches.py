@@ -6,9 +6,7 @@ of the seed, so that a run resumes anywhere and the number of threads changes no
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from isthmus.batch import Batch, Needs, Pool, history_field
+from isthmus.data.ahead import ahead
 from isthmus.data.negatives import Negatives
 from isthmus.data.order import NEGATIVES, Order, Plan
 from isthmus.data.pools import POOLED, Pools, Shared
@@ -290,23 +289,6 @@ def _tensor(value: np.ndarray) -> Tensor:
 def as_long(value: np.ndarray) -> Tensor:
     """Integers as int64, a copy."""
     return torch.from_numpy(np.array(value, np.int64, order="C"))  # a copy: files are mapped read-only, callers keep their arrays
-
-
-def ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int) -> Generator[T, None, None]:
-    """``make`` of each number in turn, up to ``prefetch`` of them made ahead by one background thread."""
-    if not prefetch:
-        yield from map(make, numbers)
-        return
-    pool, waiting = ThreadPoolExecutor(1, "isthmus-batches"), deque[Any]()
-    try:
-        for number in numbers:
-            waiting.append(pool.submit(make, number))
-            if len(waiting) > prefetch:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _second(pairs: Generator[tuple[np.ndarray, T], None, None]) -> Generator[T, None, None]:

@@ -9,7 +9,7 @@ A folder that ``encode`` wrote::
     train/ valid/ test/      a file per column, rows ordered by domain, and the domains' offsets
     history/                 see isthmus.data.history
     seen/                    training positives of each user in each domain
-    counts.arrow             training events of each user in each domain
+    counts/                  training events of each user in each domain
     catalogue.*.arrow        items of each domain, with the first part that knows them
     candidates/              lists given with the data
 """
@@ -35,7 +35,7 @@ from isthmus.schema import Entity, Field, Schema
 from isthmus.segments import Segments
 from isthmus.storage import read_json
 
-FORMAT = 1
+FORMAT = 2
 PART_NAMES = PARTS[:3]
 SMALL = 1 << 20  # bytes; up to this size a file's content is checked, not just its length
 
@@ -146,8 +146,8 @@ class Dataset:
         return Segments.load(self.path / "seen")
 
     def key(self, domain: np.ndarray | int, user: np.ndarray) -> np.ndarray:
-        """(B,) int64 ``domain * schema.user.size + user``: the keys of ``seen``."""
-        return np.asarray(domain, np.int64) * self.schema.user.size + user
+        """(B,) int64 ``user * domains + domain``: the keys of ``seen``."""
+        return np.asarray(user, np.int64) * len(self.schema.domains) + domain
 
     def known(self, user: np.ndarray, domain: np.ndarray | int, item: np.ndarray) -> np.ndarray:
         """(B, C) bool: which items (B, C) are among the users' training positives in the domain."""
@@ -224,7 +224,7 @@ class Dataset:
 
     @cached_property
     def _counts(self) -> dict[str, np.ndarray]:
-        return arrow.read(self.path / "counts.arrow")
+        return {name: arrow.read(self.path / "counts" / f"{name}.arrow")["value"] for name in ("key", "count")}
 
     @cached_property
     def _catalogue(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -10,20 +10,18 @@ import numpy as np
 import polars as pl
 
 from isthmus import arrow
+from isthmus.data.by_domain import Codes, Shown, write_by_domain
+from isthmus.data.by_user import write_by_user
+from isthmus.data.chunks import count
 from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, file_facts
 from isthmus.data.events import Events
 from isthmus.data.extend import aligned
-from isthmus.data.fields import Coded, code_column, code_entity, load_column
-from isthmus.data.history import History
-from isthmus.data.rows import Rows
+from isthmus.data.fields import Coded, Coder, code_entity, learn, load_column
 from isthmus.data.split import PARTS, TRAIN, Split
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.errors import SplitError
 from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
-from isthmus.segments import Segments
 from isthmus.storage import whole_folder, write_json
-
-CHUNK = 1 << 21  # rows counted at once
 
 
 def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = False, base: Dataset | None = None) -> Dataset:
@@ -52,25 +50,21 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
     with whole_folder(path, overwrite=overwrite) as folder:
         user_code, user, users = _entity(folder, events.schema.user, events.user, events.user_ids, events.users, split, base)
         item_code, item, items = _entity(folder, events.schema.item, events.item, events.item_ids, events.items, split, base)
-        context = [
-            code_column(events.context[f.name], f, split.part == TRAIN, old)
-            for f, old in zip(events.schema.context, _learnt(base, "context") or [None] * len(events.schema.context), strict=True)
-        ]
+        known, fields = _learnt(base, "context"), events.schema.context
+        train = split.part == TRAIN if fields else np.zeros(0, bool)
+        context = [learn(events.context[f.name], f, train, known[n].coder if known else None) for n, f in enumerate(fields)]
         schema = replace(
             events.schema,
             user=user,
             item=item,
-            context=tuple(coded.field for coded in context),
+            context=tuple(coder.field for coder in context),
             rating_range=_rating_range(events, split, base),
         )
-        _write_history(folder / "history", events, split, user_code, item_code)
-        for part in PART_NAMES:
-            _write_rows(folder / part, events, split.part == PARTS.index(part), user_code, item_code, context)
-        train = Rows.load(folder / "train", schema)
-        _write_seen(folder, train, schema)
+        shown = write_by_domain(folder, events, split, Codes(user_code, item_code, context))
+        write_by_user(folder, events, split, user_code, item_code)
         for name, lists in split.candidates.items():
             replace(lists, user=user_code[lists.user], item=item_code[lists.item]).save(folder / "candidates" / name)
-        _write_catalogues(folder, events, split, item_code, schema, base)
+        _write_catalogues(folder, shown, events, split, item_code, base)
         scalers = {"user": users, "item": items, "context": _save_learnt(folder / "context", context)}
         write_json(folder / "manifest.json", _manifest(folder, schema, split, scalers, events, base))
     return Dataset.load(path)
@@ -78,8 +72,8 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
 
 def _check_domains(events: Events, split: Split, trained: tuple[str, ...]) -> None:
     """Every domain has training events, but those in ``trained``, which had them before."""
-    count = np.bincount(events.domain[split.part == TRAIN], minlength=len(events.schema.domains))
-    empty = [name for name, n in zip(events.schema.domain_names, count, strict=True) if not n and name not in trained]
+    trains = count(events.domain, len(events.schema.domains), lambda rows: split.part[rows] == TRAIN)
+    empty = [name for name, n in zip(events.schema.domain_names, trains, strict=True) if not n and name not in trained]
     if empty:
         raise SplitError(f"domains {empty} have no training events", "some in every domain", "use another rule, or leave these domains out")
 
@@ -92,19 +86,16 @@ def _entity(
     Returns:
         The code of each of ``ids``, the entity with sizes, and the scalers by field name.
     """
-    count = np.zeros(len(ids), np.int64)
-    for begin in range(0, len(index), CHUNK):
-        chunk = slice(begin, begin + CHUNK)
-        count += np.bincount(index[chunk][split.part[chunk] == TRAIN], minlength=len(ids))
+    trains = count(index, len(ids), lambda rows: split.part[rows] == TRAIN)
     where = "user" if entity.name == "user" else "item"
     old = None if base is None else {"user": base.user_vocabulary, "item": base.item_vocabulary}[where]
-    vocabulary, code = give_codes(ids, count, old)
+    vocabulary, code = give_codes(ids, trains, old)
     vocabulary.save(folder / f"{entity.name}.ids.arrow")
     columns = code_entity(entity, table, vocabulary, None if old is None else (old, _learnt(base, where)))
     for n, coded in enumerate(columns):
         coded.save(folder / entity.name, str(n))
-    described = replace(entity, fields=tuple(coded.field for coded in columns), trained=vocabulary.trained, size=vocabulary.size)
-    return code, described, _save_learnt(folder / entity.name, columns)
+    described = replace(entity, fields=tuple(coded.coder.field for coded in columns), trained=vocabulary.trained, size=vocabulary.size)
+    return code, described, _save_learnt(folder / entity.name, [coded.coder for coded in columns])
 
 
 def _learnt(base: Dataset | None, where: Literal["user", "item", "context"]) -> list[Coded]:
@@ -116,14 +107,15 @@ def _learnt(base: Dataset | None, where: Literal["user", "item", "context"]) -> 
         values = np.zeros(0) if where == "context" else load_column(base.path / where, str(n), field)
         offsets, values = values if isinstance(values, tuple) else (None, values)
         vocabulary = None if field.kind == "numeric" else base.field_vocabulary(where, field.name)
-        found.append(Coded(field, values, offsets, vocabulary, base.scaler(where, field.name) if vocabulary is None else None))
+        scaler = base.scaler(where, field.name) if vocabulary is None else None
+        found.append(Coded(Coder(field, vocabulary, scaler), values, offsets))
     return found
 
 
-def _save_learnt(folder: Path, columns: list[Coded]) -> dict[str, Any]:
+def _save_learnt(folder: Path, coders: list[Coder]) -> dict[str, Any]:
     scalers: dict[str, Any] = {}
-    for n, coded in enumerate(columns):
-        scalers |= coded.save_learnt(folder, str(n))
+    for n, coder in enumerate(coders):
+        scalers |= coder.save(folder, str(n))
     return scalers
 
 
@@ -135,79 +127,21 @@ def _rating_range(events: Events, split: Split, base: Dataset | None) -> tuple[f
     return min([float(label.min()), *before]), max([float(label.max()), *before])
 
 
-def _write_rows(
-    folder: Path, events: Events, chosen: np.ndarray, user_code: np.ndarray, item_code: np.ndarray, context: list[Coded]
-) -> None:
-    """A part's columns, one after the other, so that never two of them are in memory."""
-    row = np.flatnonzero(chosen)
-    row = row[np.argsort(events.domain[row], kind="stable")]
-    domain = events.domain[row]
-    arrow.write(folder / "domain.arrow", {"value": domain})
-    arrow.write(folder / "offsets.arrow", {"value": np.searchsorted(domain, np.arange(len(events.schema.domains) + 1)).astype(np.int64)})
-    arrow.write(folder / "row.arrow", {"value": row})
-    arrow.write(folder / "user.arrow", {"value": user_code[events.user[row]]})
-    arrow.write(folder / "item.arrow", {"value": item_code[events.item[row]]})
-    for name, column in (("time", events.time), ("label", events.label)):
-        if column is not None:
-            arrow.write(folder / f"{name}.arrow", {"value": column[row]})
-    if events.behaviour is not None:
-        arrow.write(folder / "behaviour.arrow", {"value": events.behaviour[row] + np.int8(1)})
-    for n, coded in enumerate(context):
-        coded.take(row).save(folder, f"context.{n}")
-
-
-def _write_history(folder: Path, events: Events, split: Split, user_code: np.ndarray, item_code: np.ndarray) -> None:
-    """Positive events that may be looked back at; without times, those of train alone."""
-    mask = events.positive()
-    mask &= split.in_history() if events.time is not None else split.part == TRAIN
-    keep = slice(None) if mask.all() else mask  # a slice copies nothing
-    History.write(
-        folder,
-        user=user_code[events.user[keep]],
-        domain=events.domain[keep],
-        time=None if events.time is None else events.time[keep],
-        item=item_code[events.item[keep]],
-        behaviour=None if events.behaviour is None else events.behaviour[keep] + np.int8(1),
-        label=events.label[keep] if events.schema.label == "rating" and events.label is not None else None,
-        train=split.part[keep] == TRAIN,
-        domains=len(events.schema.domains),
-    )
-
-
-def _write_seen(folder: Path, train: Rows, schema: Schema) -> None:
-    """Training positives, and numbers of training events, by domain and user."""
-    size, parts, keys, counts = schema.user.size, [], [], []
-    for d in range(len(schema.domains)):
-        own = train.of(d)
-        positive = train.positive(schema.label, own)
-        parts.append(Segments.build(train.user[own][positive], train.item[own][positive]))
-        user, count = np.unique(train.user[own], return_counts=True)
-        keys.append(user + np.int64(d) * size)
-        counts.append(count)
-    Segments.join(parts, size).write(folder / "seen")
-    arrow.write(folder / "counts.arrow", {"key": np.concatenate(keys), "count": np.concatenate(counts)})
-
-
-def _write_catalogues(folder: Path, events: Events, split: Split, item_code: np.ndarray, schema: Schema, base: Dataset | None) -> None:
+def _write_catalogues(folder: Path, shown: Shown, events: Events, split: Split, item_code: np.ndarray, base: Dataset | None) -> None:
     """The items of each domain, and the first part in which each is known; a domain without events keeps the base's."""
-    parts = [Rows.load(folder / name, schema) for name in PART_NAMES]
-    found, absent = [], np.bincount(events.domain, minlength=len(schema.domains)) == 0
-    old = np.zeros(0, np.int64) if base is None else _new_codes(folder, base)
-    for d in range(len(schema.domains)):
-        known = [(rows.item[rows.of(d)], p) for p, rows in enumerate(parts)]
-        known += [] if events.shows is None else [(item_code[events.shows[d]], TRAIN)]
-        if base is not None and absent[d]:
-            known += [(old[base.catalogue(d, name)], p) for p, name in enumerate(PART_NAMES)]
-        for name, lists in split.candidates.items():
-            inside = np.repeat(lists.domain == d, np.diff(lists.offsets))
-            known.append((item_code[lists.item[inside]], PARTS.index(name)))
-        pair = np.unique(np.concatenate([np.unique(item).astype(np.int64) * len(PARTS) + p for item, p in known]))
-        item, first = np.unique(pair // len(PARTS), return_index=True)
-        found.append((item.astype(np.int32), (pair[first] % len(PARTS)).astype(np.int8)))
-    offsets = np.cumsum([0, *(len(item) for item, _ in found)]).astype(np.int64)
+    domains = len(events.schema.domains)
+    for d, items in enumerate(events.shows or ()):
+        shown.add(d, item_code[items], TRAIN)
+    for name, lists in split.candidates.items():
+        shown.add(np.repeat(lists.domain, np.diff(lists.offsets)), item_code[lists.item], PARTS.index(name))
+    if base is not None:
+        old = _new_codes(folder, base)
+        for d in np.flatnonzero(count(events.domain, domains) == 0).tolist():
+            for part, name in enumerate(PART_NAMES):
+                shown.add(d, old[base.catalogue(d, name)], part)
+    offsets, item, part = shown.by_domain(domains)
     arrow.write(folder / "catalogue.offsets.arrow", {"offset": offsets})
-    columns = {name: np.concatenate([pair[n] for pair in found]) for n, name in enumerate(("item", "part"))}
-    arrow.write(folder / "catalogue.items.arrow", columns)
+    arrow.write(folder / "catalogue.items.arrow", {"item": item, "part": part})
 
 
 def _new_codes(folder: Path, base: Dataset) -> np.ndarray:

@@ -32,6 +32,11 @@ class ContextColumn:
     index: np.ndarray | None = None
     offsets: np.ndarray | None = None
 
+    @property
+    def entries(self) -> np.ndarray:
+        """The numbers, or the places of the categories; flat when multi-valued."""
+        return self.values if self.index is None else self.index
+
 
 @dataclass
 class Events:

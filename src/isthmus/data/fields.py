@@ -6,6 +6,7 @@ mask that says which of its entries may be learnt from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,41 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data import columns as col
+from isthmus.data.chunks import chunks
 from isthmus.data.events import ContextColumn
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field
+
+
+@dataclass(frozen=True)
+class Coder:
+    """What training taught about a field.
+
+    Attributes:
+        field: with its size.
+        vocabulary: categories seen in training; None for numeric fields.
+        scaler: mean and standard deviation in training; None for others.
+        code: (categories + 1,) int32, the code of each of the column's categories, and last that of null; None for numeric fields.
+    """
+
+    field: Field
+    vocabulary: Vocabulary | None = None
+    scaler: tuple[float, float] | None = None
+    code: np.ndarray | None = None
+
+    def __call__(self, entries: np.ndarray) -> np.ndarray:
+        """A column's entries (n,), numbers or places of categories, as float32 standardised numbers (NaN for null) or int32 codes."""
+        if self.code is not None:
+            return self.code[entries]  # null has place -1
+        assert self.scaler is not None
+        mean, deviation = self.scaler
+        return ((entries - mean) / deviation).astype(np.float32)
+
+    def save(self, folder: Path, name: str) -> dict[str, Any]:
+        """Writes the vocabulary; returns what the manifest keeps."""
+        if self.vocabulary is not None:
+            self.vocabulary.save(folder / f"{name}.ids.arrow")
+        return {} if self.scaler is None else {self.field.name: list(self.scaler)}
 
 
 @dataclass(frozen=True)
@@ -25,18 +58,14 @@ class Coded:
     """A field's column, ready for a model.
 
     Attributes:
-        field: with its size.
+        coder: what it was coded by.
         values: (N,) int32 codes or float32 standardised numbers (NaN for null); flat codes when multi-valued.
         offsets: (N + 1,) int64 when multi-valued.
-        vocabulary: categories seen in training; None for numeric fields.
-        scaler: mean and standard deviation in training; None for others.
     """
 
-    field: Field
+    coder: Coder
     values: np.ndarray
     offsets: np.ndarray | None = None
-    vocabulary: Vocabulary | None = None
-    scaler: tuple[float, float] | None = None
 
     def take(self, rows: np.ndarray) -> Coded:
         """Some of the entries, in the order asked for."""
@@ -49,23 +78,17 @@ class Coded:
         """Writes values and offsets; ``load_column`` reads them."""
         arrow.write(folder / f"{name}.values.arrow", {"value": self.values})
         if self.offsets is not None:
-            arrow.write(folder / f"{name}.offsets.arrow", {"offset": self.offsets})
-
-    def save_learnt(self, folder: Path, name: str) -> dict[str, Any]:
-        """Writes the vocabulary; returns what the manifest keeps."""
-        if self.vocabulary is not None:
-            self.vocabulary.save(folder / f"{name}.ids.arrow")
-        return {} if self.scaler is None else {self.field.name: list(self.scaler)}
+            arrow.write(folder / f"{name}.offsets.arrow", {"value": self.offsets})
 
 
 def load_column(folder: Path, name: str, field: Field) -> Any:
     """(N,) values, or offsets and flat codes when multi-valued."""
     values = arrow.read(folder / f"{name}.values.arrow")["value"]
-    return (arrow.read(folder / f"{name}.offsets.arrow")["offset"], values) if field.kind == "multi" else values
+    return (arrow.read(folder / f"{name}.offsets.arrow")["value"], values) if field.kind == "multi" else values
 
 
-def code_column(column: ContextColumn, field: Field, train: np.ndarray, base: Coded | None = None) -> Coded:
-    """Codes a column by what its training entries hold.
+def learn(column: ContextColumn, field: Field, train: np.ndarray, base: Coder | None = None) -> Coder:
+    """Learns a field from what its training entries hold.
 
     Categories get codes by falling frequency in training, ties in ascending order; those not seen there are
     unknown, null is padding.
@@ -80,24 +103,38 @@ def code_column(column: ContextColumn, field: Field, train: np.ndarray, base: Co
         ConfigError: categories of another type than the base's.
     """
     if column.index is None:
-        return _standardised(column.values, field, train, None if base is None else base.scaler)
-    learn = train if column.offsets is None else np.repeat(train, np.diff(column.offsets))
-    seen = column.index[learn]
-    count = np.bincount(seen[seen >= 0], minlength=len(column.values))
+        return Coder(field, scaler=_scaler(column, train) if base is None else base.scaler)
+    count = np.zeros(len(column.values), np.int64)
+    for seen in _seen(column, train):
+        count += np.bincount(seen[seen >= 0], minlength=len(count))
     old, learnt = None if base is None else base.vocabulary, np.flatnonzero(count)
     values = column.values if old is None or len(column.values) else column.values.cast(old.ids.dtype)
     vocabulary, _ = give_codes(values.gather(learnt), count[learnt], old)
     place = col.locate(values, vocabulary.ids)
-    code = np.append(np.where(place < 0, UNKNOWN, place + FIRST), PADDING).astype(np.int32)  # null has index -1
-    return Coded(replace(field, size=vocabulary.size), code[column.index], column.offsets, vocabulary)
+    code = np.append(np.where(place < 0, UNKNOWN, place + FIRST), PADDING).astype(np.int32)
+    return Coder(replace(field, size=vocabulary.size), vocabulary, code=code)
 
 
-def _standardised(values: np.ndarray, field: Field, train: np.ndarray, scaler: tuple[float, float] | None) -> Coded:
-    """(x - mean) / standard deviation of the training entries, or as ``scaler`` says; NaN stays."""
-    seen = values[train]
-    seen = seen[~np.isnan(seen)].astype(np.float64)
-    mean, deviation = scaler or ((float(seen.mean()), float(seen.std()) or 1.0) if len(seen) else (0.0, 1.0))
-    return Coded(field, ((values - mean) / deviation).astype(np.float32), scaler=(mean, deviation))
+def _seen(column: ContextColumn, train: np.ndarray) -> Iterator[np.ndarray]:
+    """The training entries, piece after piece."""
+    for rows in chunks(len(train)):
+        if column.offsets is None:
+            yield column.entries[rows][train[rows]]
+        else:
+            offsets = column.offsets[rows.start : rows.stop + 1]
+            yield column.entries[offsets[0] : offsets[-1]][np.repeat(train[rows], np.diff(offsets))]
+
+
+def _scaler(column: ContextColumn, train: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the training numbers; 0 and 1 where there is nothing to learn."""
+    count, total, square = 0, 0.0, 0.0
+    for seen in _seen(column, train):
+        known = seen[~np.isnan(seen)]
+        count, total = count + len(known), total + float(known.sum(dtype=np.float64))
+    mean = total / max(count, 1)
+    for seen in _seen(column, train):
+        square += float(np.nansum((seen - np.float64(mean)) ** 2))
+    return mean, (square / max(count, 1)) ** 0.5 or 1.0
 
 
 def code_entity(
@@ -129,7 +166,9 @@ def code_entity(
     columns = []
     for n, field in enumerate(entity.fields):
         old = None if base is None else base[1][n]
-        coded = _with_defaults(code_column(_interned(table[field.name], field), field, place < vocabulary.trained, old))
+        column = _interned(table[field.name], field)
+        coder = learn(column, field, place < vocabulary.trained, None if old is None else old.coder)
+        coded = _with_defaults(Coded(coder, coder(column.entries), column.offsets))
         columns.append((coded if old is None else _joined(coded, old)).take(row))
     return columns
 
@@ -158,7 +197,7 @@ def _interned(values: pl.Series, field: Field) -> ContextColumn:
 
 def _with_defaults(coded: Coded) -> Coded:
     """Two more entries: null, and unknown."""
-    if coded.field.kind == "numeric":
+    if coded.coder.field.kind == "numeric":
         return replace(coded, values=np.append(coded.values, np.full(2, np.nan, np.float32)))
     if coded.offsets is None:
         return replace(coded, values=np.append(coded.values, np.array([PADDING, UNKNOWN], np.int32)))

@@ -1,21 +1,22 @@
 """Histories: every positive event stored once, and cut per row when a batch is made.
 
-On disk and in memory (memory-mapped Arrow files), position 0 of every column is a padding event, so that an
-empty slot is simply position 0::
+On disk and in memory (memory-mapped Arrow files, one for each column), position 0 of every column of events is a padding event, so that
+an empty slot is simply position 0::
 
-    pairs.arrow    pair = user * domains + domain, ascending (sparse: only pairs that have events), and where
-                   each pair's events begin; the last row is a sentinel
-    events.arrow   item, time, behaviour, label of the events, ordered by (user, domain, time)
-    merged.arrow   each user's events ordered by time over all domains: ``event`` (place among the user's
-                   events above), ``domain``, and ``run`` (how many events in a row, up to and including this
-                   one, are of this domain: a walk back in time jumps over a whole run at once)
+    pair, start             pair = user * domains + domain, ascending (sparse: only pairs that have events), and where
+                            each pair's events begin; the last entry is a sentinel
+    item, time, behaviour, label    of the events, ordered by (user, domain, time)
+    event, domain, run      each user's events ordered by time over all domains: ``event`` (place among the user's
+                            events above), ``domain``, and ``run`` (how many events in a row, up to and including this
+                            one, are of this domain: a walk back in time jumps over a whole run at once)
 
+``isthmus.data.by_user`` writes them.
 Times that tie with the row's own never enter its history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,10 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.errors import DataError, SourceError
-from isthmus.storage import read_json, write_json
+from isthmus.storage import read_json
 
 COLUMNS = ("item", "time", "behaviour", "label", "domain")
 NOBODY = -1  # a domain that no event has
-BLOCK, MOST_BLOCKS = 1 << 21, 100  # events sorted at once, at least; and how many times at most the users are divided
 
 
 @dataclass(frozen=True)
@@ -61,84 +61,17 @@ class History:
     def __len__(self) -> int:
         return len(self.item) - 1
 
-    @staticmethod
-    def write(
-        folder: Path,
-        *,
-        user: np.ndarray,
-        domain: np.ndarray,
-        time: np.ndarray | None,
-        item: np.ndarray,
-        behaviour: np.ndarray | None,
-        train: np.ndarray,
-        domains: int,
-        label: np.ndarray | None = None,
-    ) -> None:
-        """Writes the events that may enter histories.
-
-        Args:
-            folder: an existing folder, or one to make.
-            user, item: (N,) integer codes.
-            domain: (N,) domain indices.
-            time: (N,) integers, or None.
-            behaviour: (N,) codes from 1, or None.
-            train: (N,) bool, events of the training part.
-            domains: number of domains.
-            label: (N,) ratings, or None.
-
-        Raises:
-            DataError: events without a time that are not training events (they could not be kept from the
-                rows they would give away), or columns of different lengths.
-        """
-        if len({len(c) for c in (user, domain, time, item, behaviour, label, train) if c is not None}) > 1:
-            raise DataError("history columns of different lengths", "one value per event", "pass the same events in every column")
-        if time is None and not train.all():
-            raise DataError("events without a time from outside the training part", "training events only", "leave the other parts out")
-        size = len(user) + 1
-        events: dict[str, np.ndarray] = {"item": np.zeros(size, np.int32)}
-        if time is not None:
-            events["time"] = np.zeros(size, np.int64)
-        if behaviour is not None:
-            events["behaviour"] = np.zeros(size, np.int8)
-        if label is not None:
-            events["label"] = np.zeros(size, np.float32)
-        merged: dict[str, np.ndarray] = {
-            "event": np.zeros(size, np.int32),
-            "domain": np.full(size, NOBODY, np.int16),
-            "run": np.zeros(size, np.int32),
-        }
-        pairs, starts, at = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 1
-        for rows in _blocks(user):
-            block = _Block.of(rows, user, domain, time, item, domains)
-            pair, first = np.unique(block.pair[block.order], return_index=True)
-            pairs.append(pair)
-            starts.append(first + at)
-            end = at + len(block.rows)
-            stored = block.rows[block.order]
-            for name, column in (("item", item), ("time", time), ("behaviour", behaviour), ("label", label)):
-                if column is not None:
-                    events[name][at:end] = column[stored]
-            for name, column in _merge(block).items():
-                merged[name][at:end] = column
-            at = end
-        folder.mkdir(parents=True, exist_ok=True)
-        arrow.write(folder / "events.arrow", {name: values[:at] for name, values in events.items()})
-        pair, start = np.concatenate([*pairs, [np.iinfo(np.int64).max]]), np.concatenate([*starts, [at]])
-        arrow.write(folder / "pairs.arrow", {"pair": pair, "start": start.astype(np.int64)})
-        arrow.write(folder / "merged.arrow", {name: values[:at] for name, values in merged.items()})
-        write_json(folder / "history.json", {"domains": domains})
-
     @classmethod
     def load(cls, folder: Path) -> History:
-        """Memory-maps what ``write`` wrote.
+        """Memory-maps a folder's columns.
 
         Raises:
             SourceError: a file is missing, truncated or foreign.
         """
-        pairs, events, merged = (arrow.read(folder / f"{name}.arrow") for name in ("pairs", "events", "merged"))
+        known = read_json(folder / "history.json")
         try:
-            domains = int(read_json(folder / "history.json")["domains"])
-            return cls(domains=domains, **pairs, **{"time": None, "behaviour": None, "label": None, **events}, **merged)
+            columns = {name: arrow.read(folder / f"{name}.arrow")["value"] for name in known["columns"]}
+            return cls(**{"domains": int(known["domains"]), "time": None, "behaviour": None, "label": None, **columns})
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError(f"{folder} holds other columns ({error})", "a history that Isthmus wrote", "encode the data again") from error
 
@@ -277,69 +210,3 @@ def _bisect(begin: np.ndarray, end: np.ndarray, moment: np.ndarray, time_at: Cal
 
 def _longest(counts: np.ndarray) -> int:
     return int(counts.max(initial=0))
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The events of some users; n of them.
-
-    Attributes:
-        rows: (n,) which events.
-        user, domain, pair: (n,) int64.
-        time: (n,) int64, or None.
-        order: (n,) order by pair, then time.
-    """
-
-    rows: np.ndarray
-    user: np.ndarray
-    domain: np.ndarray
-    pair: np.ndarray
-    time: np.ndarray | None
-    order: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, user: np.ndarray, domain: np.ndarray, time: np.ndarray | None, item: np.ndarray, domains: int) -> _Block:
-        """Takes the rows of one block."""
-        pair = user[rows].astype(np.int64) * domains + domain[rows]
-        if time is None:  # without a time a history is a set: one event per user, domain and item, the last one stored
-            keep = _last_of_each(pair, item[rows])
-            rows, pair = rows[keep], pair[keep]
-        times = None if time is None else time[rows]
-        return cls(rows, user[rows].astype(np.int64), domain[rows].astype(np.int64), pair, times, _order(pair, times))
-
-
-def _blocks(user: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of one range of users after the other, so that what sorting needs does not grow with the data."""
-    count = np.bincount(user, minlength=1)
-    block_of = (np.cumsum(count) - count) // max(BLOCK, len(user) // MOST_BLOCKS)
-    block = block_of.astype(np.uint8)[user]
-    for number in range(int(block_of[-1]) + 1):
-        yield np.flatnonzero(block == number)
-
-
-def _order(key: np.ndarray, time: np.ndarray | None) -> np.ndarray:
-    """Stable order by key, then time."""
-    return np.argsort(key, kind="stable") if time is None else np.lexsort((time, key))
-
-
-def _last_of_each(pair: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Ascending positions of the last event of each (pair, item)."""
-    order = np.lexsort((item, pair))  # stable: equal ones stay in stored order
-    pair, item = pair[order], item[order]
-    last = np.ones(len(order), bool)
-    last[:-1] = (pair[1:] != pair[:-1]) | (item[1:] != item[:-1])
-    return np.sort(order[last])
-
-
-def _merge(block: _Block) -> dict[str, np.ndarray]:
-    """The columns of merged.arrow."""
-    total = len(block.order)
-    place = np.empty(total, np.int64)
-    place[block.order] = np.arange(total)
-    merged = _order(block.user, block.time)
-    user, domain = block.user[merged], block.domain[merged]
-    new_user = np.flatnonzero(np.diff(user, prepend=NOBODY))
-    begin = np.repeat(new_user, np.diff(new_user, append=total))
-    new_run = np.flatnonzero(np.diff(user, prepend=NOBODY) | np.diff(domain, prepend=NOBODY))
-    run = np.arange(1, total + 1) - np.repeat(new_run, np.diff(new_run, append=total))
-    return {"event": place[merged] - begin, "domain": domain, "run": run}

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from isthmus.data import columns as col
+from isthmus.data.chunks import empty
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, SourceError, nearest
 from isthmus.schema import Field, LabelKind
 
@@ -65,8 +66,11 @@ class Log:
         joined = ids | {name: values for name, values in self.categories.items() if kinds[name] == "categorical"}
         rows = self.rows
         for name, values in joined.items():
-            places = pl.LazyFrame({name: values}).with_row_index(f"{name}#")
-            rows = rows.join(places, on=name, how="left", maintain_order="left")
+            if values.dtype == pl.String:  # twice as fast as a join
+                rows = rows.with_columns(pl.col(name).cast(pl.Enum(values), strict=False).to_physical().alias(f"{name}#"))
+            else:
+                places = pl.LazyFrame({name: values}).with_row_index(f"{name}#")
+                rows = rows.join(places, on=name, how="left", maintain_order="left")
         columns = [name for name in self.rows.collect_schema().names() if kinds.get(name) != "multi"]
         lists = [name for name, kind in kinds.items() if kind == "multi"]
         rows = rows.select(*(_number(name, name in joined) for name in columns), *lists)
@@ -75,7 +79,7 @@ class Log:
     def _collect(self, rows: pl.LazyFrame, columns: list[str], lists: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
         """Fills the arrays, batch after batch."""
         dtypes = DTYPES | {name: np.float32 if kind == "numeric" else np.int32 for name, kind in kinds.items()}
-        filled = {name: np.empty(self.count, dtypes[name]) for name in columns}
+        filled = {name: empty(self.count, dtypes[name]) for name in columns}
         flat: dict[str, list[np.ndarray]] = {name: [] for name in lists}
         lengths: dict[str, list[np.ndarray]] = {name: [] for name in lists}
         at = 0

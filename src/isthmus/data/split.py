@@ -19,6 +19,8 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data.candidates import Candidates
+from isthmus.data.chunks import count
+from isthmus.data.moments import moment_at
 from isthmus.errors import ConfigError, SourceError, SplitError, nearest
 from isthmus.storage import read_json, whole_folder, write_json
 
@@ -62,7 +64,7 @@ class Split:
     @property
     def hash(self) -> str:
         """16 hex digits that change with any change of the parts, the rule, its parameters or the lists."""
-        digest = hashlib.sha256(self.part.tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.part).data)
         digest.update(json.dumps([self.rule, self.params], sort_keys=True).encode())
         for name in sorted(self.candidates):
             lists = self.candidates[name]
@@ -175,28 +177,19 @@ def global_time(
     if events.time is None:
         raise SplitError("events without times", "timed events", "declare the time column, or use leave_last")
     _check_shares(valid, test)
-    moments, counts = np.unique(events.time, return_counts=True)
-    if end is not None and moments[-1] > end:
-        raise SplitError(f"an event at time {moments[-1]}, in the future of the split", f"times up to {end}", "drop them, or move the end")
+    last = int(events.time.max())
+    if end is not None and last > end:
+        raise SplitError(f"an event at time {last}, in the future of the split", f"times up to {end}", "drop them, or move the end")
     if of not in ("events", "time"):
         raise ConfigError(f"of={of!r}", "'events' or 'time'", nearest(of, ("events", "time")))
-    if of == "time":  # before each moment, and before the end of all
-        before = np.append(moments, moments[-1] + 1) - moments[0]
-    else:
-        before = np.append(0, np.cumsum(counts))
-
-    def first(share: float) -> int:
-        return int(np.abs(before - before[-1] * share).argmin())
-
-    first_test = first(1 - test)
-    first_valid = first(1 - test - valid) if valid else first_test
+    first_test = moment_at(events.time, 1 - test, of)
+    first_valid = moment_at(events.time, 1 - test - valid, of) if valid else first_test
     part = np.full(len(events.time), TRAIN, np.uint8)
-    thresholds: dict[str, int | None] = {}
-    for name, code, place in (("valid", VALID, first_valid), ("test", TEST, first_test)):
-        thresholds[f"{name}_from"] = int(moments[place]) if place < len(moments) else None
-        if place < len(moments):
-            part[events.time >= moments[place]] = code
-    params = {"valid": valid, "test": test, "of": of, **thresholds, "end": int(moments[-1]) if end is None else int(end)}
+    for code, moment in ((VALID, first_valid), (TEST, first_test)):
+        if moment is not None:
+            part[events.time >= moment] = code
+    thresholds = {"valid_from": first_valid, "test_from": first_test}
+    params = {"valid": valid, "test": test, "of": of, **thresholds, "end": last if end is None else int(end)}
     return made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
 
 
@@ -378,8 +371,8 @@ def made(
     if empty:
         raise SplitError(f"rule {rule!r} leaves {empty} without events", "events in every part", "use larger shares or another rule")
     domains = len(events.schema.domains)
-    used = np.bincount(events.domain[split.part != UNUSED], minlength=domains)
-    trained = np.bincount(events.domain[split.part == TRAIN], minlength=domains)
+    used = count(events.domain, domains, lambda rows: split.part[rows] != UNUSED)
+    trained = count(events.domain, domains, lambda rows: split.part[rows] == TRAIN)
     untrained = [name for name, n, m in zip(events.schema.domain_names, used, trained, strict=True) if n and not m]
     if untrained:
         came = f"domains {untrained} have no training events"
@@ -396,5 +389,5 @@ def _digest(events: Events) -> str:
     """16 hex digits over who met what, where and when."""
     digest = hashlib.sha256()
     for column in (events.user, events.item, events.domain, events.time):
-        digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
     return digest.hexdigest()[:16]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from isthmus.batch import Batch, Needs, Targets
-from isthmus.data.batches import ahead, as_long, make_pool, part_of
+from isthmus.data.ahead import ahead
+from isthmus.data.batches import as_long, make_pool, part_of
 from isthmus.data.negatives import Negatives
 from isthmus.data.order import NEGATIVES, Plan
 from isthmus.data.pools import POOLED, Pools

@@ -1,0 +1,125 @@
+"""Long columns, piece by piece: the same answers as from whole ones, whatever the pieces."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isthmus import arrow
+from isthmus.data import chunks
+from isthmus.data.chunks import count, distinct, empty, memory, order_of
+from isthmus.data.moments import moment_at
+from isthmus.errors import StorageError
+
+DTYPES = [np.int8, np.uint8, np.int16, np.int32, np.int64, np.float32]
+keys = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3), st.sampled_from([-(2**63), -5, 0, 7, 2**63 - 1])), max_size=40)
+
+
+@given(keys)
+def test_orders_are_those_of_lexsort(rows: list[tuple[int, int, int]]) -> None:
+    """Keys that fit beside a place in one number, keys that do not, and keys in order already."""
+    columns = [np.array([row[n] for row in rows], np.int64) for n in range(3)]
+    for wanted in (columns, columns[:1], columns[1:], [np.sort(columns[0]), columns[1]], [columns[0], np.arange(len(rows))]):
+        np.testing.assert_array_equal(order_of(*wanted), np.lexsort(wanted[::-1]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30), st.integers(1, 9))
+@settings(deadline=None)
+def test_counts_do_not_depend_on_the_pieces(rows: list[tuple[int, bool]], size: int) -> None:
+    values, kept = np.array([v for v, _ in rows], np.int32), np.array([k for _, k in rows], bool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", size)
+        np.testing.assert_array_equal(count(values, 6), np.bincount(values, minlength=6))
+        np.testing.assert_array_equal(count(values, 6, lambda part: kept[part]), np.bincount(values[kept], minlength=6))
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), min_size=1, max_size=30), st.floats(0, 1), st.integers(1, 9))
+@settings(max_examples=300, deadline=None)
+def test_cuts_are_those_of_sorted_moments(times: list[int], share: float, size: int) -> None:
+    moments, number = np.unique(np.array(times, np.int64), return_counts=True)
+    by_events = [0, *np.cumsum(number).tolist()]
+    by_time = [int(m) - int(moments[0]) for m in moments] + [int(moments[-1]) + 1 - int(moments[0])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", size)
+        for of, before in (("events", by_events), ("time", by_time)):
+            place = min(range(len(before)), key=lambda n: (abs(before[n] - before[-1] * share), n))
+            expected = int(moments[place]) if place < len(moments) else None
+            assert moment_at(np.array(times, np.int64), share, of) == expected
+
+
+def test_few_bins_are_enough_for_any_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search goes into one bin after the other."""
+    monkeypatch.setattr("isthmus.data.moments.BINS", 3)
+    time = np.array([5, 1, 900, 5, 77, 1_000_000, 6])
+    assert [moment_at(time, n / 7, "events") for n in range(8)] == [1, 5, 5, 6, 77, 900, 1_000_000, None]
+
+
+def test_a_column_that_would_fill_the_memory_lies_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    assert isinstance(empty(1000, np.int64).base, type(None))
+    monkeypatch.setattr(chunks, "memory", lambda: 16 * 7999)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    column = empty(1000, np.int64)
+    assert isinstance(column.base.obj, mmap.mmap)
+    assert column.flags.writeable
+    column[:] = np.arange(1000)
+    assert column.sum() == 499_500
+    assert list(tmp_path.iterdir()) == []  # nobody has to clear up
+    assert empty(999, np.int64).base is None
+    monkeypatch.setattr(chunks, "memory", lambda: 16)
+    monkeypatch.setattr(os, "posix_fallocate", _full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        empty(1000, np.int64)
+
+
+def _full(*_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_the_memory_is_what_a_container_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    whole = memory()
+    assert whole > 1 << 28
+    (tmp_path / "limit").write_text("1000\n")
+    (tmp_path / "none").write_text("max\n")
+    monkeypatch.setattr(chunks, "LIMITS", (str(tmp_path / "limit"), str(tmp_path / "none"), str(tmp_path / "missing")))
+    assert memory() == 1000
+
+
+@given(st.sampled_from(DTYPES), st.lists(st.integers(0, 12), max_size=5))
+@settings(deadline=None)
+def test_a_file_written_in_pieces_is_the_file_written_whole(tmp_path_factory, dtype: type, lengths: list[int]) -> None:
+    folder, rng = tmp_path_factory.mktemp("column"), np.random.default_rng(len(lengths))
+    pieces = [(rng.random(n) * 100).astype(dtype) for n in lengths]
+    whole = np.concatenate([np.zeros(0, dtype), *pieces])
+    arrow.write(folder / "whole.arrow", {"value": whole})
+    with arrow.column(folder / "appended.arrow", dtype) as file:
+        for piece in pieces:
+            file.append(piece)
+    with arrow.column(folder / "placed.arrow", dtype) as file:
+        ends = np.cumsum([0, *lengths])
+        for n in reversed(range(len(pieces))):
+            file.put(int(ends[n]), pieces[n])
+        assert file.size == len(whole)
+    for name in ("appended", "placed"):
+        assert (folder / f"{name}.arrow").read_bytes() == (folder / "whole.arrow").read_bytes()
+    np.testing.assert_array_equal(arrow.read(folder / "placed.arrow")["value"], whole)
+
+
+def test_a_column_is_there_whole_or_not_at_all(tmp_path) -> None:
+    def interrupted() -> None:
+        with arrow.column(tmp_path / "x.arrow", np.int32) as file:
+            file.append(np.arange(5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(st.integers(-4, 4)))
+def test_distinct_numbers(values: list[int]) -> None:
+    assert distinct(np.array(values, np.int64)).tolist() == sorted(set(values))
