@@ -15,7 +15,7 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.data.ahead import ahead
-from isthmus.data.chunks import THREADS, chunks, count, order_of
+from isthmus.data.chunks import THREADS, chunks, count, order_of, starts
 from isthmus.data.events import Events
 from isthmus.data.split import TRAIN, Split
 from isthmus.segments import Segments
@@ -141,13 +141,14 @@ def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
     history = {f"history/{name}": column for name, column in _history(block, pair).items()}
     seen, low = (block.use & SEEN) > 0, int(pair.min(initial=0))
     segments = Segments.build(pair[seen] - low, block.item[seen])
-    trained, number = np.unique(pair[(block.use & TRAINED) > 0], return_counts=True)
+    trained = np.sort(pair[(block.use & TRAINED) > 0])
+    first = starts(trained)
     return history | {
         "seen/keys": segments.keys + low,
         "seen/offsets": segments.offsets[:-1],
         "seen/values": segments.values,
-        "counts/key": trained,
-        "counts/count": number,
+        "counts/key": trained[first],
+        "counts/count": np.diff(first, append=len(trained)),
     }
 
 
@@ -159,13 +160,14 @@ def _history(block: Block, pair: np.ndarray) -> dict[str, np.ndarray]:
     user, domain, pair = block.user[keep], block.domain[keep], pair[keep]
     times = () if block.time is None else (block.time[keep],)
     order, merged = order_of(pair, *times), order_of(user, *times)
-    keys, start = np.unique(pair[order], return_index=True)
+    pair = pair[order]
+    start = starts(pair)
     columns = {"item": block.item, "time": block.time, "behaviour": block.behaviour, "label": block.label}
     stored = keep[order]
     events = {name: values[stored].astype(PADDED[name], copy=False) for name, values in columns.items() if values is not None}
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    return {"pair": keys, "start": start, **events, **_merged(place[merged], user[merged], domain[merged])}
+    return {"pair": pair[start], "start": start, **events, **_merged(place[merged], user[merged], domain[merged])}
 
 
 def _merged(place: np.ndarray, user: np.ndarray, domain: np.ndarray) -> dict[str, np.ndarray]:
@@ -175,9 +177,8 @@ def _merged(place: np.ndarray, user: np.ndarray, domain: np.ndarray) -> dict[str
         place: (n,) places of the events in the order by user, domain and time.
         user, domain: (n,) theirs.
     """
-    new_user = np.flatnonzero(np.diff(user, prepend=NOBODY))
+    new_user, new_run = starts(user), starts(user, domain)
     begin = np.repeat(new_user, np.diff(new_user, append=len(place)))
-    new_run = np.flatnonzero(np.diff(user, prepend=NOBODY) | np.diff(domain, prepend=NOBODY))
     run = np.arange(1, len(place) + 1) - np.repeat(new_run, np.diff(new_run, append=len(place)))
     return {name: values.astype(PADDED[name]) for name, values in (("event", place - begin), ("domain", domain), ("run", run))}
 
@@ -185,7 +186,5 @@ def _merged(place: np.ndarray, user: np.ndarray, domain: np.ndarray) -> dict[str
 def _last_of_each(pair: np.ndarray, item: np.ndarray) -> np.ndarray:
     """Ascending positions of the last event of each (pair, item)."""
     order = order_of(pair, item)  # stable: equal ones stay in stored order
-    pair, item = pair[order], item[order]
-    last = np.ones(len(order), bool)
-    last[:-1] = (pair[1:] != pair[:-1]) | (item[1:] != item[:-1])
-    return np.sort(order[last])
+    first = starts(pair[order], item[order])
+    return np.sort(order[np.append(first[1:], len(order)) - 1] if len(order) else order)

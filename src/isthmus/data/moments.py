@@ -8,7 +8,7 @@ import numpy as np
 
 from isthmus.data.chunks import chunks
 
-BINS = 1 << 20  # numbers of events that are held at once
+BITS = 22  # of the numbers of events that are held at once
 
 
 def moment_at(time: np.ndarray, share: float, of: str) -> int | None:
@@ -37,21 +37,21 @@ def moment_at(time: np.ndarray, share: float, of: str) -> int | None:
 
 def _holding(time: np.ndarray, place: int, low: int, high: int) -> tuple[int, int, int]:
     """The moment of event number ``place`` in order of time, and how many events come before it, and before the next moment."""
-    before = 0
+    before, first, last = 0, low, high
     while True:
-        width = -(-(high - low + 1) // BINS)
-        count = np.zeros(BINS, np.int64)
+        shift = max(0, (high - low).bit_length() - BITS)
+        count = np.zeros((high - low >> shift) + 1, np.int64)
         for rows in chunks(len(time)):
             inside = time[rows]
-            inside = inside[(inside >= low) & (inside <= high)]
-            # Distances of 64-bit numbers need 64 bits and no sign.
-            distance = inside.astype(np.uint64) - np.uint64(low % 2**64)
-            count += np.bincount((distance // np.uint64(width)).astype(np.int64), minlength=BINS)
+            if (low, high) != (first, last):
+                inside = inside[(inside >= low) & (inside <= high)]
+            distance = inside.view(np.uint64) - np.uint64(low % 2**64)  # of 64-bit numbers: needs 64 bits and no sign
+            count += np.bincount((distance >> np.uint64(shift)).view(np.int64), minlength=len(count))
         after = before + np.cumsum(count)
         found = int(np.searchsorted(after, place, side="right"))
         before = int(after[found] - count[found])
-        low, high = low + found * width, min(low + (found + 1) * width - 1, high)
-        if width == 1:
+        low, high = low + (found << shift), min(low + (found + 1 << shift) - 1, high)
+        if not shift:
             return low, before, int(after[found])
 
 
