@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 WORKING_SET = 1 << 23  # most cells of an intermediate result
+CACHE = 1 << 18  # the same on a CPU: what a core's own cache holds
 
 
 def ranks(scores: Tensor, query: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,15 +24,9 @@ def ranks(scores: Tensor, query: Tensor, column: Tensor) -> tuple[Tensor, Tensor
     Returns:
         (P,) float64 ranks, and (P,) int64: how many items of the row have this score, itself included.
     """
-    rank = torch.zeros(len(query), dtype=torch.float64, device=scores.device)
-    tied = torch.zeros(len(query), dtype=torch.int64, device=scores.device)
-    step = max(1, WORKING_SET // max(1, scores.shape[1]))
-    for start in range(0, len(query), step):
-        own, some = query[start : start + step], scores[query[start : start + step]]
-        value = scores[own, column[start : start + step], None]
-        tied[start : start + step] = level = (some == value).sum(1)
-        rank[start : start + step] = (some > value).sum(1) + (level + 1) / 2
-    return rank, tied
+    value = scores[query, column]
+    tied = _counted(scores, query, value, operator.eq)
+    return _counted(scores, query, value, operator.gt) + (tied.double() + 1) / 2, tied
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -47,8 +47,26 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
     falling = -value
     above = torch.searchsorted(falling, falling)
     tied = torch.searchsorted(falling, falling, right=True) - above
-    last = value[:, -1:]
-    tied = torch.where(value == last, (scores == last).sum(1, keepdim=True), tied)
+    last = value[:, -1]
+    level = _counted(scores, torch.arange(len(scores), device=scores.device), last, operator.eq)
+    tied = torch.where(value == last[:, None], level[:, None], tied)
     rank = above + (tied.double() + 1) / 2
     listed = value > -torch.inf
     return listed.nonzero()[:, 0], column[listed], value[listed], rank[listed], tied[listed]
+
+
+def _counted(scores: Tensor, query: Tensor, value: Tensor, relation: Callable[[Any, Any], Any]) -> Tensor:
+    """(P,) int64: how many cells of each query's row (of (Q, n) scores) are above, or level with, its value (P,)."""
+    if scores.device.type == "cpu":  # numpy compares and counts ten times as fast as torch does there
+        cells, rows, of = scores.numpy(), query.numpy(), value.numpy()[:, None]
+        step = max(1, CACHE // max(1, scores.shape[1]))
+        found = np.zeros(len(rows), np.int64)
+        for piece in (slice(begin, begin + step) for begin in range(0, len(rows), step)):
+            own = rows[piece]
+            one_after_the_other = own[-1] - own[0] + 1 == len(own) and (own[1:] > own[:-1]).all()  # then nothing is copied
+            some = cells[own[0] : own[-1] + 1] if one_after_the_other else cells[own]
+            found[piece] = np.count_nonzero(relation(some, of[piece]), axis=1)
+        return torch.from_numpy(found)
+    step = max(1, WORKING_SET // max(1, scores.shape[1]))
+    pieces = zip(query.split(step), value[:, None].split(step), strict=True)
+    return torch.cat([query[:0], *(relation(scores[rows], of).sum(1) for rows, of in pieces)])
