@@ -23,6 +23,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from isthmus.allocator import keep_blocks
+from isthmus.data.ahead import ahead
 from isthmus.data.batches import Plan, batches_with_rows, query_batch, take_context
 from isthmus.data.queries import Each, Queries, chosen_before, given_lists, relevant_items, sampled_lists, seen_items
 from isthmus.data.split import COLD_USERS
@@ -186,9 +188,15 @@ def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
     catalogue, seen = work.dataset.catalogue(domain, work.catalogue).astype(np.int64), seen_items(work.dataset, work.part, domain)
     before = chosen_before(work.dataset, work.part, queries)
     scorer = _catalogue_scorer(work, domain, catalogue)
-    for block in queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue))))):
-        hidden = [seen.gather(block.user), before.gather(block.group)]
-        yield _ranking(work, block, catalogue, hidden, scorer(block))
+
+    def ranked(scored: tuple[Queries, Tensor]) -> dict[str, np.ndarray]:
+        block, scores = scored
+        with torch.inference_mode():  # every thread has its own
+            return _ranking(work, block, catalogue, [seen.gather(block.user), before.gather(block.group)], scores)
+
+    blocks = queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue)))))
+    keep_blocks()
+    yield from ahead(ranked, ((block, scorer(block)) for block in blocks), 1)  # a block is ranked while the next one is scored
 
 
 def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callable[[Queries], Tensor]:

@@ -7,28 +7,29 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], numbers: Iterable[int], prefetch: int, threads: int = 1) -> Generator[T, None, None]:
-    """``make`` of each number in turn, up to ``prefetch`` of them made ahead.
+def ahead(make: Callable[[S], T], given: Iterable[S], prefetch: int, threads: int = 1) -> Generator[T, None, None]:
+    """``make`` of each thing given in turn, up to ``prefetch`` of them made ahead.
 
     Args:
         make: what to do; numpy's and torch's larger functions let other threads run.
-        numbers: in order.
+        given: what to do it with; asked for in the caller's thread.
         prefetch: 0: nothing happens before it is asked for, and no thread is started.
-        threads: how many numbers are worked on at once.
+        threads: how many are worked on at once.
 
     Returns:
         A generator; closing it ends the threads.  What goes wrong there is raised here.
     """
     if not prefetch:
-        yield from map(make, numbers)
+        yield from map(make, given)
         return
     pool, waiting = ThreadPoolExecutor(threads, "isthmus-ahead"), deque[Any]()
     try:
-        for number in numbers:
-            waiting.append(pool.submit(make, number))
+        for one in given:
+            waiting.append(pool.submit(make, one))
             if len(waiting) > prefetch:
                 yield waiting.popleft().result()
         while waiting:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isthmus.layers.topk import first
+
 WORKING_SET = 1 << 23  # most cells of an intermediate result
 CACHE = 1 << 18  # the same on a CPU: what a core's own cache holds
 
@@ -43,7 +45,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
     if not k:
         none = scores.new_zeros(0, dtype=torch.int64)
         return none, none, scores.new_zeros(0), none.double(), none
-    value, column = scores.topk(k, 1)
+    value, column = first(scores, k)
     falling = -value
     above = torch.searchsorted(falling, falling)
     tied = torch.searchsorted(falling, falling, right=True) - above
@@ -65,7 +67,7 @@ def _counted(scores: Tensor, query: Tensor, value: Tensor, relation: Callable[[A
             own = rows[piece]
             one_after_the_other = own[-1] - own[0] + 1 == len(own) and (own[1:] > own[:-1]).all()  # then nothing is copied
             some = cells[own[0] : own[-1] + 1] if one_after_the_other else cells[own]
-            found[piece] = np.count_nonzero(relation(some, of[piece]), axis=1)
+            found[piece] = [np.count_nonzero(row) for row in relation(some, of[piece])]  # many times as fast as along an axis
         return torch.from_numpy(found)
     step = max(1, WORKING_SET // max(1, scores.shape[1]))
     pieces = zip(query.split(step), value[:, None].split(step), strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from isthmus.errors import DataError
 
 ROWS, COLUMNS = 256, 1 << 15  # scores held at once: 32 MiB; columns enough that the product outweighs finding the best
+WIDE, EVERY = 1 << 13, 16  # rows this wide are looked through by way of every so many columns
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -29,9 +30,10 @@ def first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not k:
         return scores[:, :0], torch.zeros(len(scores), 0, dtype=torch.int64, device=scores.device)
+    if scores.device.type == "cpu" and scores.dtype == torch.float32 and scores.shape[1] >= max(WIDE, 2 * EVERY * k):
+        return _above_a_bound(scores, k)
     value, column = scores.topk(min(k + 1, scores.shape[1]), 1)
-    if bool(value[:, 0].isnan().any()):
-        raise DataError("scores that are not numbers", "finite scores", "look for a training that diverged (nan, inf)")
+    _check(value[:, 0].isnan().any())
     # topk leaves the order of equal scores open: where it matters, the row is gone through again.
     tied = ((value[:, 1:] == value[:, :-1]) & (value[:, 1:] > -torch.inf)).any(1).nonzero()[:, 0]
     value, column = value[:, :k], column[:, :k]
@@ -44,6 +46,26 @@ def first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         value, column = value.clone(), column.clone()
         value[tied], column[tied] = sorted_, place.gather(1, order)
     return value, column
+
+
+def _above_a_bound(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``first`` of wide rows: the k-th best of some columns is a bound that few columns reach, and only those are put in order."""
+    bound = scores[:, ::EVERY].topk(k, 1).values[:, -1].numpy()
+    value, column = np.empty((len(scores), k), np.float32), np.empty((len(scores), k), np.int64)
+    for n, (row, least) in enumerate(zip(scores.numpy(), bound, strict=True)):
+        place = np.flatnonzero(~(row < least))  # what is not a number is found here too
+        some = row[place]
+        _check(np.isnan(some).any())
+        kept = some >= np.partition(some, len(some) - k)[len(some) - k]
+        place, some = place[kept], some[kept]
+        order = np.argsort(-some, kind="stable")[:k]
+        value[n], column[n] = some[order], place[order]
+    return torch.from_numpy(value), torch.from_numpy(column)
+
+
+def _check(wrong: bool | Tensor | np.bool_) -> None:
+    if wrong:
+        raise DataError("scores that are not numbers", "finite scores", "look for a training that diverged (nan, inf)")
 
 
 class Running:
