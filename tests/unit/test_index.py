@@ -278,3 +278,27 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(SourceError):
             Index.load(folder)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.5, -3.0, float("-inf")]), min_size=40, max_size=40), min_size=1, max_size=3),
+    st.integers(1, 6),
+)
+def test_wide_rows_have_the_first_k_of_narrow_ones(rows: list[list[float]], k: int) -> None:
+    """By way of a bound, or by sorting: the same, ties and columns that are out included."""
+    scores = torch.tensor(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isthmus.layers.topk.WIDE", 1)
+        patch.setattr("isthmus.layers.topk.EVERY", 3)
+        value, column = first(scores, k)
+    for row, found, where in zip(rows, value.tolist(), column.tolist(), strict=True):
+        expected = sorted(range(40), key=lambda n: (-row[n], n))[:k]
+        assert where == expected
+        assert found == [row[n] for n in expected]
+
+
+def test_a_wide_row_with_something_that_is_no_number_is_refused() -> None:
+    scores = torch.rand(3, 1 << 14)
+    scores[1, 77] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        first(scores, 5)

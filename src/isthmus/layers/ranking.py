@@ -45,13 +45,15 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
     if not k:
         none = scores.new_zeros(0, dtype=torch.int64)
         return none, none, scores.new_zeros(0), none.double(), none
-    value, column = first(scores, k)
+    value, column = first(scores, min(k + 1, scores.shape[1]))  # the one after shows whether the last one has equals beyond
+    going_on = (value[:, k - 1 : k] == value[:, k:]).nonzero()[:, 0]
+    value, column = value[:, :k].contiguous(), column[:, :k]
     falling = -value
     above = torch.searchsorted(falling, falling)
     tied = torch.searchsorted(falling, falling, right=True) - above
-    last = value[:, -1]
-    level = _counted(scores, torch.arange(len(scores), device=scores.device), last, operator.eq)
-    tied = torch.where(value == last[:, None], level[:, None], tied)
+    last = value[going_on, -1]
+    level = _counted(scores, going_on, last, operator.eq)
+    tied[going_on] = torch.where(value[going_on] == last[:, None], level[:, None], tied[going_on])
     rank = above + (tied.double() + 1) / 2
     listed = value > -torch.inf
     return listed.nonzero()[:, 0], column[listed], value[listed], rank[listed], tied[listed]

@@ -50,17 +50,22 @@ def first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _above_a_bound(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``first`` of wide rows: the k-th best of some columns is a bound that few columns reach, and only those are put in order."""
-    bound = scores[:, ::EVERY].topk(k, 1).values[:, -1].numpy()
     value, column = np.empty((len(scores), k), np.float32), np.empty((len(scores), k), np.int64)
-    for n, (row, least) in enumerate(zip(scores.numpy(), bound, strict=True)):
-        place = np.flatnonzero(~(row < least))  # what is not a number is found here too
+    for n, row in enumerate(scores.numpy()):
+        below = row < _kth(row[::EVERY], k)
+        place = np.flatnonzero(np.logical_not(below, out=below))  # finds what is not a number too
         some = row[place]
         _check(np.isnan(some).any())
-        kept = some >= np.partition(some, len(some) - k)[len(some) - k]
+        kept = some >= _kth(some, k)
         place, some = place[kept], some[kept]
         order = np.argsort(-some, kind="stable")[:k]
         value[n], column[n] = some[order], place[order]
     return torch.from_numpy(value), torch.from_numpy(column)
+
+
+def _kth(values: np.ndarray, k: int) -> np.float32:
+    """The k-th largest."""
+    return np.partition(values, len(values) - k)[len(values) - k]
 
 
 def _check(wrong: bool | Tensor | np.bool_) -> None:
