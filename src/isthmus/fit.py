@@ -476,6 +476,7 @@ def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
         cross=how.crosses(len(work.dataset.schema.domains)),
         rank=work.ranks.rank,
         ranks=work.ranks.size,
+        shuffle_buffer=how.shuffle_buffer,
     )
 
 

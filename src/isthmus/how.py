@@ -58,6 +58,8 @@ class How:
         history_length: events of a history, at most.
         moment: units of time that count as one moment where whole sequences train: their events have no order, and each epoch puts them
             in another one.  86,400 where times are seconds and only days are meant.
+        shuffle_buffer: rows (or windows) that are shuffled together; None: all.  Where the rows are larger than memory some millions let
+            the file be read piece after piece, each piece once an epoch.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
         eval_rows, eval_queries: validation rows, or for ranked tasks queries, per domain while training, at most; None: all.
         tensorboard: also write TensorBoard events into the run's folder.
@@ -94,6 +96,7 @@ class How:
     log_q: bool = True
     history_length: int = 50
     moment: int = 1
+    shuffle_buffer: int | None = None
     checkpoint_minutes: float = 10.0
     eval_rows: int | None = 100_000
     eval_queries: int | None = 5_000
@@ -121,7 +124,7 @@ class How:
             raise ConfigError(f"keep {self.keep!r}", f"one of {KEEP}", nearest(self.keep, KEEP))
         for name in ("epochs", "batch_size", "lr", "history_length", "moment"):
             _positive(name, getattr(self, name))
-        for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop"):
+        for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop", "shuffle_buffer"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.device.split(":")[0] not in DEVICES:

@@ -100,6 +100,17 @@ def test_temperature_one_visits_every_row_once_per_epoch(dataset):
     assert not np.array_equal(orders[0], other)
 
 
+def test_rows_shuffled_in_buffers_come_once_an_epoch_too(dataset, monkeypatch):
+    monkeypatch.setattr("isthmus.data.shuffle.BLOCK", 5)
+    plan, rows = Plan(batch_size=16, seed=4, shuffle_buffer=40), dataset.part("train")
+    orders = [np.concatenate(visits(dataset, plan, epoch)) for epoch in range(2)]
+    assert all(np.array_equal(np.sort(order), np.arange(len(rows))) for order in orders)
+    assert not np.array_equal(*orders)
+    assert not np.array_equal(orders[0], np.concatenate(visits(dataset, Plan(batch_size=16, seed=4))))
+    begun = visits(dataset, plan, 1, start=3)
+    assert np.array_equal(np.concatenate(begun), orders[1][48:])  # taken up in mid-epoch
+
+
 def test_rows_are_ordered_by_domain_with_exact_offsets(dataset):
     rows = dataset.part("train")
     for position, batch in batches_with_rows(dataset, "train", EVERYTHING, Plan(batch_size=13)):

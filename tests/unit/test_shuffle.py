@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from isthmus.data.shuffle import key_of, permute
+from isthmus.data.shuffle import key_of, permute, permute_nearby
 
 
 def test_one_to_one_for_every_size():
@@ -46,3 +47,39 @@ def test_keys_depend_on_every_part_and_their_order():
     keys = [int(key_of(*parts)[0]) for parts in ((1, 2), (2, 1), (1, 3), (1,), (1, 2, 0), (0, 2))]
     assert len(set(keys)) == len(keys)
     assert key_of(1, np.array([2, 3])).tolist() == [keys[0], keys[2]]
+
+
+def nearby(size: int, buffer: int, key: int) -> np.ndarray:
+    return permute_nearby(np.arange(size), np.full(size, size), np.repeat(key_of(key), size), np.full(size, buffer))
+
+
+@given(st.integers(1, 400), st.integers(1, 500), st.integers(0, 9), st.integers(1, 20))
+def test_nearby_is_one_to_one_and_reads_few_blocks(size: int, buffer: int, key: int, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isthmus.data.shuffle.BLOCK", block)
+        order = nearby(size, buffer, key)
+    assert np.array_equal(np.sort(order), np.arange(size))
+    held = max(buffer // block, 1)
+    begin = int(key_of(key)[0]) % size  # blocks begin here, and go round
+    places = (order - begin) % size // block
+    for first in range(0, size // block * block, held * block):
+        assert len(set(places[first : min(first + held * block, size // block * block)].tolist())) <= held
+
+
+def test_nearby_rows_are_shuffled_within_their_buffer_and_their_blocks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isthmus.data.shuffle.BLOCK", 10)
+    order = nearby(10_000, 1000, 3)
+    assert not np.array_equal(order, nearby(10_000, 1000, 4))
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05  # neighbours part company
+    blocks = (order - int(key_of(3)[0]) % 10_000) % 10_000 // 10
+    assert abs(np.corrcoef(blocks[:1000], np.arange(1000))[0, 1]) < 0.1
+    assert np.ptp(blocks[:1000]) > 900  # from all over the file
+
+
+def test_each_row_has_its_own_buffer_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isthmus.data.shuffle.BLOCK", 4)
+    index, size, buffer = np.array([3, 9, 17, 0]), np.array([11, 10, 18, 1]), np.array([4, 8, 100, 5])
+    keys = key_of(np.arange(4))
+    together = permute_nearby(index, size, keys, buffer)
+    alone = [int(permute_nearby(*(c[n : n + 1] for c in (index, size, keys, buffer)))[0]) for n in range(4)]
+    assert together.tolist() == alone

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.data.shuffle import key_of, permute
+from isthmus.data.shuffle import key_of, permute, permute_nearby
 from isthmus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Plan:
             single-domain control must not see the other domains.
         rank, ranks: which part of each batch is made, of how many: every ``ranks``-th row (or window).  Order, negatives and shared
             candidates are those of the whole batch, so that the parts together are what one process would have made.
+        shuffle_buffer: rows that are shuffled together, see ``isthmus.data.shuffle.permute_nearby``; None: all of a domain.
     """
 
     batch_size: int = 4096
@@ -50,6 +51,7 @@ class Plan:
     cross: bool | None = None
     rank: int = 0
     ranks: int = 1
+    shuffle_buffer: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 0), ("history_length", 0), ("temperature", 0), ("moment", 1)):
@@ -131,7 +133,11 @@ class Order:
         if self.shuffle:
             turn, place = np.divmod(place, self.size[stream])
             key = key_of(self.plan.seed, ROWS, self.domain[stream], turn)
-            place = permute(place, self.size[stream], key)
+            size, buffer = self.size[stream], self.plan.shuffle_buffer
+            if buffer is None:
+                place = permute(place, size, key)
+            else:
+                place = permute_nearby(place, size, key, (buffer * self.size // self.total)[stream])
         position = self.first[stream] + place
         offsets = np.zeros(self.domains + 1, np.int64)
         offsets[self.domain + 1] = count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 ROUNDS = 8
+BLOCK = 4096  # neighbours that stay neighbours of a buffer: 16 KiB of a column of codes, read at once
 _GOLDEN = 0x9E3779B97F4A7C15
 _HALF = np.uint64(32)
 
@@ -47,6 +48,33 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.nd
     while (outside := np.flatnonzero(out >= whole)).size:
         out[outside] = _network(out[outside], wide[outside], high[outside], keys[outside])
     return out.astype(np.int64)
+
+
+def permute_nearby(index: np.ndarray, size: np.ndarray, key: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+    """Like ``permute``, but the rows of neighbouring places lie in few blocks, so that a file larger than memory is read piece after piece.
+
+    Blocks of rows are permuted, and then, as many blocks as a buffer holds, the rows of those.  What is left over from whole blocks is
+    permuted by itself; where the blocks begin depends on the key.
+
+    Args:
+        index: (B,) integers from 0 to size - 1.
+        size: (B,) below 2**62, positive.
+        key: (B,) uint64.
+        buffer: (B,) rows of a buffer; at least one block is.
+
+    Returns:
+        (B,) int64.
+    """
+    out, whole = np.empty(len(index), np.int64), size // BLOCK * BLOCK
+    rest = np.flatnonzero(index >= whole)
+    out[rest] = whole[rest] + permute(index[rest] - whole[rest], (size - whole)[rest], key[rest])
+    some = np.flatnonzero(index < whole)
+    blocks, held, keys = whole[some] // BLOCK, np.maximum(buffer[some] // BLOCK, 1) * BLOCK, key[some]
+    number, place = np.divmod(index[some], held)
+    place = permute(place, np.minimum(held, whole[some] - number * held), key_of(keys, number))
+    block, offset = np.divmod(number * held + place, BLOCK)
+    out[some] = permute(block, blocks, keys) * BLOCK + offset
+    return (out + (key % size.astype(np.uint64)).astype(np.int64)) % size
 
 
 def _network(index: np.ndarray, wide: np.ndarray, high: np.ndarray, key: np.ndarray) -> np.ndarray:
