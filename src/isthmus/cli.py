@@ -204,6 +204,39 @@ def fit(
 
 
 @app.command()
+def tune(
+    data: Annotated[Path, typer.Argument(help="A folder made by `isthmus prepare`.")],
+    space: Annotated[Path, typer.Argument(help="What to try (.toml).")],
+    out: Out,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted search, or with more trials.")] = False,
+    gpus: Gpus = None,
+) -> None:
+    """Search one model's settings by their value on validation, with Optuna and Ray Tune; the test part is never read.
+
+    The space names a model, and for settings of the model and of fit a value, choices or a range:
+
+      \\[tune]
+      trials = 50
+      \\[model]
+      name = "mmoe"
+      experts = {choices = [2, 4, 8]}
+      \\[fit]
+      epochs = 10
+      lr = {from = 1e-4, to = 1e-1, log = true}
+
+    Example:  [bold]isthmus tune data/ space.toml -o runs/tune[/]
+    """
+    from isthmus.data.dataset import Dataset
+    from isthmus.space import read_space
+    from isthmus.tune import search
+
+    found = search(Dataset.load(data), read_space(space), out, resume=resume, gpus=gpus, say=typer.echo)
+    _print_frame(found.table().head(10).drop("error"), float_precision=6)
+    typer.echo(f"best {found.metric} on validation {found.best.value:.4f} -> {out / 'best.toml'}")
+    typer.echo(f"isthmus fit {data} {found.to_options()} -o ...")
+
+
+@app.command()
 def adapt(
     run: Annotated[Path, typer.Argument(help="A folder made by `isthmus fit`.")],
     source: Source,
