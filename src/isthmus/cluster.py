@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -51,10 +53,13 @@ def joined(folder: Path) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
+        if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):  # Ray itself tries for many minutes
+            socket.create_connection((match[1], int(match[2])), timeout=10).close()
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as error:
-        came = f"the Ray cluster at {os.environ.get('RAY_ADDRESS', 'this machine')} cannot be used ({error})"
+        came = f"the Ray cluster at {address or 'this machine'} cannot be used ({_first_line(error)})"
         raise ConfigError(came, "a cluster that runs", "see `ray status`, or unset RAY_ADDRESS to use this machine alone") from error
     try:
         _check_seen(folder)

@@ -86,6 +86,12 @@ def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_
         pass
 
 
+def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"(?s)cluster at 127.0.0.1:1 cannot be used.*unset RAY_ADDRESS"), joined(tmp_path):
+        pass
+
+
 def test_processes_are_started_one_way(data: Dataset, tmp_path: Path) -> None:
     done = isthmus({**os.environ}, "fit", data.path, "-o", tmp_path / "run", "--ddp", "2", "--ray", "2")
     assert done.returncode == 2
