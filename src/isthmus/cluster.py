@@ -102,10 +102,13 @@ class Share:
         return min(int(resources.get(kind, 0.0) / number) for kind, number in asked.items() if number)
 
 
-def spread(work: Callable[[Job], Found], jobs: Sequence[Job], share: Callable[[Job], Share]) -> Iterator[tuple[Job, Found]]:
+def spread(
+    work: Callable[[Job], Found], jobs: Sequence[Job], share: Callable[[Job], Share], say: Callable[[str], None] = print
+) -> Iterator[tuple[Job, Found]]:
     """Does jobs on the cluster, as many at once as it has room for, and yields each as soon as it is done.
 
-    A job whose process or node dies is begun again by Ray, so it must be able to go on where it was.
+    It is said which one failed, before what that one raised is raised here.  A job whose process or node dies is begun again by
+    Ray, so it must be able to go on where it was.
 
     Raises:
         FitError: the process of a job dies again and again.
@@ -123,19 +126,20 @@ def spread(work: Callable[[Job], Found], jobs: Sequence[Job], share: Callable[[J
         while left:
             (done,), _ = ray.wait(list(left))
             job = left.pop(done)
-            yield job, _result(done, job)
+            yield job, _result(done, job, say)
     finally:
         for under_way in left:
             ray.cancel(under_way)
 
 
-def _result(done: Any, job: Any) -> Any:
+def _result(done: Any, job: Any, say: Callable[[str], None]) -> Any:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
         return ray.get(done)
     except RayTaskError as error:
+        say(f"{job}  (failed)")
         raise error.cause from None  # as if it had happened here
     except RayError as error:
         came = f"{job}: its process died ({_first_line(error)})"

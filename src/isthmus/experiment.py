@@ -223,7 +223,7 @@ def _one_by_one(jobs: list[_Job], say: Say) -> Iterator[tuple[_Job, bool]]:
 def _on_cluster(jobs: list[_Job], say: Say, gpus: float | None) -> Iterator[tuple[_Job, bool]]:
     """Many at once; a line is said when its part is done."""
     there = [dataclasses.replace(job, folder=job.folder.absolute()) for job in jobs]
-    for job, lines in cluster.spread(_taken, there, lambda job: cluster.Share.of(job.part.how, gpus)):
+    for job, lines in cluster.spread(_taken, there, lambda job: cluster.Share.of(job.part.how, gpus), say):
         for line in lines:
             say(line)
         yield job, bool(lines)

@@ -129,7 +129,7 @@ def _optuna(found: Search) -> Any:
         metric="value",
         mode=_mode(found.metric),
         points_to_evaluate=[space.suggestion(trial.settings) for trial in found.trials if trial.state == INTERRUPTED],
-        sampler=optuna.samplers.TPESampler(seed=space.seed + len(ended)),  # who goes on draws other points than she has
+        sampler=optuna.samplers.TPESampler(seed=space.seed + len(found.trials)),  # who goes on draws other points than she has
     )
     for trial in ended:
         known.add_evaluated_point(space.suggestion(trial.settings), float(trial.value or 0.0))

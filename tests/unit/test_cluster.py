@@ -64,6 +64,7 @@ def test_jobs_are_spread_over_a_cluster(ray_environment: dict[str, str], tmp_pat
     assert found["share"] == [1, 2]
     assert found["squares"] == [[3, 9], [5, 25], [7, 49]]
     assert found["failed"] == ["FitError", "thirteen came", "  expected: another number", "  to do: leave it out"]
+    assert found["said"][0].endswith("13)  (failed)")
     assert found["large"][:2] == ["ConfigError", "1 processes of 1000 CPUs and 0 GPUs each, and a cluster with room for 0"]
     assert found["many"][1].startswith("1000 processes of 1 CPUs and 0 GPUs each, and a cluster with room for ")
     assert found["unseen"][0] == "StorageError"
@@ -168,7 +169,7 @@ def test_a_comparison_on_ray_is_that_of_one_process(ray_environment: dict[str, s
         recipe.write_text(RECIPE.format(path=tmp_path / "e.parquet", lr=lr))
         done = isthmus(ray_environment, "compare", recipe, "-o", tmp_path / kind, *([kind] if kind == "--ray" else []))
         assert done.returncode == code, done.stderr
-        assert ("expected: finite numbers" in done.stderr) == bool(code)
+        assert ("expected: finite numbers" in done.stderr) == ("(failed)" in done.stdout) == bool(code)
         assert "Traceback" not in done.stderr
         if not code:
             assert all(f"[{number}/5] " in done.stdout for number in range(1, 6))

@@ -33,15 +33,16 @@ from isthmus.tune import _begun, _checked, _fitted, _followed, search
 SPACE = """
 [tune]
 trials = {trials}
+parallel = 1
 [model]
 name = "dnn"
 hidden = {{choices = [[8], [16, 8]]}}
 [fit]
-epochs = 8
-patience = 8
+epochs = {epochs}
+patience = {epochs}
 threads = 1
 batch_size = 100
-lr = {{choices = [1e38, 1e-2, 3e-3]}}
+lr = {{choices = [1e38, 1e-2, 1e-5]}}
 """
 
 
@@ -70,16 +71,21 @@ def space(**told: Any) -> dict[str, Any]:
 
 def test_a_space_is_read(tmp_path: Path) -> None:
     path = tmp_path / "space.toml"
-    path.write_text(SPACE.format(trials=7))
+    path.write_text(SPACE.format(trials=7, epochs=8))
     found = read_space(path)
     assert (found.model, found.trials, found.args) == ("dnn", 7, {})
-    assert found.parameters == {"hidden": Choice(([8], [16, 8])), "fit.lr": Choice((1e38, 1e-2, 3e-3))}
-    point = {"hidden": [16, 8], "fit.lr": 3e-3}
+    assert found.parameters == {"hidden": Choice(([8], [16, 8])), "fit.lr": Choice((1e38, 1e-2, 1e-5))}
+    point = {"hidden": [16, 8], "fit.lr": 1e-5}
     assert found.point(found.suggestion(point)) == point
     assert found.args_at(point) == {"hidden": [16, 8]}
-    assert (found.how_at(point).lr, found.how_at(point).batch_size, found.how_at(point).seed) == (3e-3, 100, 0)
+    assert (found.how_at(point).lr, found.how_at(point).batch_size, found.how_at(point).seed) == (1e-5, 100, 0)
     assert found.epochs == 8
     assert parse_space(space(fit={"epochs": {"from": 2, "to": 30}})).epochs == 30
+
+
+def test_the_printed_space_is_one() -> None:
+    printed = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    assert set(parse_space(tomllib.loads(printed)).parameters) == {"experts", "fit.lr", "fit.batch_size"}
 
 
 @pytest.mark.parametrize(
@@ -211,9 +217,9 @@ def test_epochs_are_told_as_fit_logs_them_and_the_test_part_has_no_say(data: Dat
     assert values[0] == values[1]
 
 
-def read(folder: Path, trials: int) -> Space:
+def read(folder: Path, trials: int, epochs: int = 8) -> Space:
     path = folder / "space.toml"
-    path.write_text(SPACE.format(trials=trials))
+    path.write_text(SPACE.format(trials=trials, epochs=epochs))
     return read_space(path)
 
 
@@ -227,11 +233,11 @@ def test_a_failing_trial_says_why(data: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_is_interrupted_and_goes_on(data: Dataset, ray_environment: dict[str, str], tmp_path: Path) -> None:
-    read(tmp_path, 5)
+    read(tmp_path, 6, epochs=20)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "isthmus.cli", "tune", str(data.path), str(tmp_path / "space.toml"), "-o", str(out)]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ray_environment)
-    while not (out / "search.json").exists() or not any(one["state"] in (FINISHED, FAILED) for one in trials(out)):
+    while not list(out.glob("trials/*/checkpoint-*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -240,16 +246,20 @@ def test_a_search_is_interrupted_and_goes_on(data: Dataset, ray_environment: dic
     assert "go on with resume=True (isthmus tune --resume)" in said
     assert "Traceback" not in said
     before = trials(out)
+    assert any(one["state"] == RUNNING for one in before)
     done = subprocess.run([*command, "--resume"], text=True, capture_output=True, env=ray_environment, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     after = trials(out)
-    assert len(after) == 5
-    assert all(one in after for one in before if one["state"] in (FINISHED, STOPPED, FAILED))
+    assert len(after) == 6
+    assert [one["settings"] for one in after[: len(before)]] == [one["settings"] for one in before]
+    assert all(one == now for one, now in zip(before, after, strict=False) if one["state"] != RUNNING)
     assert all((one["state"] == FAILED) == (one["settings"]["fit.lr"] == 1e38) for one in after)
+    assert {one["state"] for one in after} == {FINISHED, STOPPED, FAILED}
+    assert all(one["epochs"] < 20 for one in after if one["state"] == STOPPED)
     assert all("not a number" in one["error"] for one in after if one["state"] == FAILED)
     assert sorted(path.name for path in out.iterdir()) == ["best.toml", "search.json", "trials", "trials.parquet"]
-    assert len(pl.read_parquet(out / "trials.parquet")) == 5
+    assert len(pl.read_parquet(out / "trials.parquet")) == 6
     line = next(line for line in done.stdout.splitlines() if line.startswith("isthmus fit "))
     words = line.replace("'", "").removesuffix(" -o ...").split(" --set ")
     own = [word for pair in words[1:] for word in ("--set", pair)]
@@ -260,7 +270,7 @@ def test_a_search_is_interrupted_and_goes_on(data: Dataset, ray_environment: dic
     assert fitted.returncode == 0, fitted.stderr
     best = max(one["value"] for one in after if one["value"] is not None)
     value = json.loads((tmp_path / "run" / "result.json").read_text())["best"]["value"]
-    assert value == best or any(one["value"] == best and one["state"] == STOPPED for one in after)
+    assert value == best
 
 
 def trials(out: Path) -> list[dict[str, Any]]:
