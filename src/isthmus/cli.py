@@ -52,6 +52,11 @@ With = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Ray = Annotated[
+    bool,
+    typer.Option("--ray", help="Several parts at once on a Ray cluster: that of RAY_ADDRESS, one that runs here, or this machine."),
+]
+Gpus = Annotated[float | None, typer.Option(min=0, help="Of each part or process on Ray, such as 0.5; default: 1 where there are any.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="name=value; a setting of fit or of the model, may be given several times.")]
 
 
@@ -154,20 +159,30 @@ def fit(
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted fit stopped.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
     ddp: Annotated[int | None, typer.Option(min=1, help="Processes of this machine that train together.")] = None,
+    ray: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on a Ray cluster (of RAY_ADDRESS, one that runs here, or this machine) that train together."),
+    ] = None,
+    gpus: Gpus = None,
     settings: Sets = None,
 ) -> None:
     """Train one model; Ctrl-C keeps a checkpoint, --resume goes on from it.
 
     On several machines start it with torchrun, the folder of the run on a disk that all of them see:
     torchrun --nnodes 2 --nproc-per-node 8 ... -m isthmus.cli fit data/ ...
+    or on a Ray cluster with --ray; each process gets as many CPUs as --set threads=... says, else one.
 
     Example:  [bold]isthmus fit data/ --model mmoe -o runs/mmoe --set experts=8 --set lr=2e-3[/]
     """
+    from isthmus.cluster import fit_together
     from isthmus.data.dataset import Dataset
+    from isthmus.errors import ConfigError
     from isthmus.fit import How, build
     from isthmus.fit import fit as train
     from isthmus.task import default_task, get_task
 
+    if ray is not None and (ddp is not None or "RANK" in os.environ):
+        raise ConfigError("--ray beside --ddp or torchrun", "one of them to start the processes", "leave one out")
     dataset = Dataset.load(data)
     how, args = _of_fit_and_model(settings)
     how |= {"seed": seed, "device": device, "tensorboard": tensorboard}
@@ -179,10 +194,46 @@ def fit(
         del built
         _together(ddp)
         return
-    run = train(built, dataset, job, asked, out, resume=resume)
+    if ray is not None:
+        run = fit_together(built, dataset, job, asked, out, ranks=ray, gpus=gpus, resume=resume)
+    else:
+        run = train(built, dataset, job, asked, out, resume=resume)
     if os.environ.get("RANK", "0") == "0":
         watched = how.get("monitor") or job.metrics[0]
         _console().print(f"kept epoch {run.best.epoch + 1}: validation {watched} {run.best.value:.4f} -> {out}", highlight=False)
+
+
+@app.command()
+def tune(
+    data: Annotated[Path, typer.Argument(help="A folder made by `isthmus prepare`.")],
+    space: Annotated[Path, typer.Argument(help="What to try (.toml).")],
+    out: Out,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted search, or with more trials.")] = False,
+    gpus: Gpus = None,
+) -> None:
+    """Search one model's settings by their value on validation, with Optuna and Ray Tune; the test part is never read.
+
+    The space names a model, and for settings of the model and of fit a value, choices or a range:
+
+      \\[tune]
+      trials = 50
+      \\[model]
+      name = "mmoe"
+      experts = {choices = [2, 4, 8]}
+      \\[fit]
+      epochs = 10
+      lr = {from = 1e-4, to = 1e-1, log = true}
+
+    Example:  [bold]isthmus tune data/ space.toml -o runs/tune[/]
+    """
+    from isthmus.data.dataset import Dataset
+    from isthmus.space import read_space
+    from isthmus.tune import search
+
+    found = search(Dataset.load(data), read_space(space), out, resume=resume, gpus=gpus, say=typer.echo)
+    _print_frame(found.table().head(10).drop("error"), float_precision=6)
+    typer.echo(f"best {found.metric} on validation {found.best.value:.4f} -> {out / 'best.toml'}")
+    typer.echo(f"isthmus fit {data} {found.to_options()} -o ...")
 
 
 @app.command()
@@ -445,12 +496,16 @@ def compare(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these models; may be given several times.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network.")] = None,
     cell: Annotated[list[str] | None, typer.Option("--cell", help="Only these cells; may be given several times.")] = None,
+    ray: Ray = False,
+    gpus: Gpus = None,
 ) -> None:
     """Compare models by domain, with the transfer ledger; finished parts are not run again.
 
     Examples:
 
       [bold]isthmus compare recipes/xmrec.toml[/]
+
+      [bold]isthmus compare recipes/xmrec.toml --ray[/]
 
       [bold]isthmus compare events.parquet --user uid --item iid --domain market --time ts[/]
     """
@@ -467,7 +522,7 @@ def compare(
         events, split = _load(asked)
         recipe = _own_recipe(source, asked, events)
     recipe = _narrowed(recipe, seeds, model, cell)
-    _run(recipe, out or Path("runs") / recipe.name, _console(), events=events, split=split)
+    _run(recipe, out or Path("runs") / recipe.name, _console(), events=events, split=split, ray=ray, gpus=gpus)
 
 
 @app.command()
@@ -477,6 +532,8 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per network; default: the recipe's.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these lines; may be given several times.")] = None,
     cell: Annotated[list[str] | None, typer.Option("--cell", help="Only these cells; may be given several times.")] = None,
+    ray: Ray = False,
+    gpus: Gpus = None,
 ) -> None:
     """Run a paper's experiment and hold its printed numbers beside ours, domain by domain.
 
@@ -494,7 +551,7 @@ def reproduce(
         typer.echo(f"recipes in {recipe_folder()}; run one with: isthmus reproduce <name>")
         return
     chosen = _narrowed(read_published(recipe), seeds, model, cell)
-    _run(chosen, out or Path("runs") / chosen.name, _console())
+    _run(chosen, out or Path("runs") / chosen.name, _console(), ray=ray, gpus=gpus)
 
 
 @app.command()
@@ -642,14 +699,14 @@ def _narrowed(recipe: Recipe, seeds: int | None, models: list[str] | None, cells
     return recipe.in_cells(cells) if cells else recipe
 
 
-def _run(recipe: Recipe, out: Path, console: Console, *, events: Events | None = None, split: Split | None = None) -> Comparison | Whole:
-    """Compare, print, write the page."""
+def _run(recipe: Recipe, out: Path, console: Console, **given: Any) -> Comparison | Whole:
+    """Compare, print, write the page; ``given`` is what else ``compare`` takes."""
     from isthmus.experiment import check_writable
     from isthmus.experiment import compare as run
     from isthmus.report import print_report, write_page
 
     check_writable(out)
-    comparison = run(recipe, out, events=events, split=split, say=lambda line: console.print(f"[dim]{line}[/]", highlight=False))
+    comparison = run(recipe, out, say=lambda line: console.print(f"[dim]{line}[/]", highlight=False), **given)
     page = write_page(comparison, out / "report.html")
     print_report(comparison, console, page)
     return comparison

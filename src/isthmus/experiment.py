@@ -22,15 +22,18 @@ A scope is ``joint`` (one training for all domains), ``per-target`` (one joint t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isthmus import storage
+from isthmus import cluster, storage
 from isthmus.comparison import Comparison, Whole, cell_folder, judge_part, measured, recall
 from isthmus.data import sources
 from isthmus.data import split as splits
@@ -61,7 +64,14 @@ __all__ = [
 
 
 def compare(
-    recipe: Recipe, out: str | Path, *, events: Events | None = None, split: Split | None = None, say: Say = print
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    events: Events | None = None,
+    split: Split | None = None,
+    say: Say = print,
+    ray: bool = False,
+    gpus: float | None = None,
 ) -> Comparison | Whole:
     """Runs what is not yet done, measures, and draws the ledger.
 
@@ -72,6 +82,8 @@ def compare(
         out: the comparison's folder; finished parts found there are not run again.
         events, split: data already in memory, in place of the recipe's source and split.
         say: gets one line per step.
+        ray: several parts at once, on a Ray cluster (see ``isthmus.cluster``); the outcome is the same.
+        gpus: of each part there; None: one where the cluster has any.
 
     Returns:
         ``Whole`` for a recipe with cells, else ``Comparison``.
@@ -81,20 +93,27 @@ def compare(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    with cluster.joined(out) if ray else nullcontext():
+        kept = _trained(recipe, out, events, split, say, partial(_on_cluster, gpus=gpus) if ray else _one_by_one)
+    say("measuring")
+    return measured(out, kept)
+
+
+def _trained(recipe: Recipe, out: Path, events: Events | None, split: Split | None, say: Say, each: Each) -> dict[str, Any]:
+    """All that has to be done before measuring; returns what ``comparison.json`` says."""
     asked = list(_asked(recipe, out, events, split, say))
     if len(tasks := {a.task.name for a in asked}) > 1:
         raise ConfigError(f"cells of the tasks {sorted(tasks)}", "one task", 'task = "..."')
     work = [_Work.prepare(a, say) for a in asked]
-    del asked, events
-    _run(work, say)
+    del asked
+    _run(work, say, each)
     for one in work:
         storage.write_json(one.folder / "comparison.json", one.kept)
     kept = work[0].kept
     if recipe.cells:
         kept = {"recipe": dataclasses.asdict(recipe), "cells": {cell.name: one.kept for cell, one in zip(recipe.cells, work, strict=True)}}
         storage.write_json(out / "comparison.json", kept)
-    say("measuring")
-    return measured(out, kept)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -140,18 +159,18 @@ class _Work:
     folder: Path
     task: Task
     data: Data
-    jobs: tuple[Part, ...]
+    parts: tuple[Part, ...]
     kept: dict[str, Any]
 
     @classmethod
     def prepare(cls, a: _Asked, say: Say) -> _Work:
         data = Data.prepare(a.events, a.split, a.folder / "data", a.recipe.refit, say)
-        jobs = tuple(parts(a.recipe, a.task, data))
+        made = tuple(parts(a.recipe, a.task, data))
         facts: dict[str, Any] = {"source": a.recipe.source, "split": a.split.rule, "split_hash": a.split.hash}
         facts |= {"refit": a.recipe.refit, "seeds": list(a.recipe.seeds), "rows": _rows(data.final)}
-        made = [{"label": job.spec.label, "scope": job.scope, "seed": job.seed} for job in jobs]
+        named = [{"label": part.spec.label, "scope": part.scope, "seed": part.seed} for part in made]
         kept = {"recipe": dataclasses.asdict(a.recipe), "task": a.task.name, "schema": data.select.schema.to_dict()}
-        return cls(a.name, a.recipe, a.folder, a.task, data, jobs, kept | {"facts": facts, "parts": made})
+        return cls(a.name, a.recipe, a.folder, a.task, data, made, kept | {"facts": facts, "parts": named})
 
 
 def _rows(dataset: Dataset) -> dict[str, int]:
@@ -160,21 +179,68 @@ def _rows(dataset: Dataset) -> dict[str, int]:
     return {part: int(size[sizes["test"] > 0].sum()) for part, size in sizes.items()}
 
 
-def _run(work: list[_Work], say: Say) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """A part and all that doing it takes; ``place`` is what is said before its name."""
+
+    place: str
+    part: Part
+    folder: Path
+    data: Data
+    recipe: Recipe
+    task: Task
+
+    def __str__(self) -> str:
+        return self.place + self.part.describe()
+
+    def take(self, say: Say) -> bool:
+        """Does the part, unless another process is at it; whether it was free."""
+        with storage.claim(self.part.folder(self.folder)) as mine:
+            if mine:
+                say(f"{self}  (done before)" if self.part.finished(self.folder) else str(self))
+                judge_part(self.part.run(self.folder, self.data), self.recipe, self.task)
+        return mine
+
+
+def _jobs(work: list[_Work]) -> list[_Job]:
+    total = sum(len(one.parts) for one in work)
+    places = (f"[{number}/{total}] " for number in itertools.count(1))
+    return [
+        _Job(next(places) + (f"{one.name}: " if one.name else ""), part, one.folder, one.data, one.recipe, one.task)
+        for one in work
+        for part in one.parts
+    ]
+
+
+Each = Callable[[list[_Job], Say], Iterator[tuple[_Job, bool]]]  # takes jobs; which were free
+
+
+def _one_by_one(jobs: list[_Job], say: Say) -> Iterator[tuple[_Job, bool]]:
+    for job in jobs:
+        yield job, job.take(say)
+
+
+def _on_cluster(jobs: list[_Job], say: Say, gpus: float | None) -> Iterator[tuple[_Job, bool]]:
+    """Many at once; a line is said when its part is done."""
+    there = [dataclasses.replace(job, folder=job.folder.absolute()) for job in jobs]
+    for job, lines in cluster.spread(_taken, there, lambda job: cluster.Share.of(job.part.how, gpus), say):
+        for line in lines:
+            say(line)
+        yield job, bool(lines)
+
+
+def _taken(job: _Job) -> list[str]:
+    """What is said of it; nothing where another process is at it."""
+    lines: list[str] = []
+    job.take(lines.append)
+    return lines
+
+
+def _run(work: list[_Work], say: Say, each: Each) -> None:
     """All parts, each by the process that claims it first; those that others are at are looked at again later."""
-    left, said = list(enumerate(((one, job) for one in work for job in one.jobs), 1)), False
-    total = len(left)
+    left, said = _jobs(work), False
     while left:
-        busy = []
-        for number, (one, job) in left:
-            with storage.claim(job.folder(one.folder)) as mine:
-                if mine:
-                    where = f"{one.name}: " if one.name else ""
-                    done = "  (done before)" if job.finished(one.folder) else ""
-                    say(f"[{number}/{total}] {where}{job.describe()}{done}")
-                    judge_part(job.run(one.folder, one.data), one.recipe, one.task)
-                else:
-                    busy.append((number, (one, job)))
+        busy = [job for job, free in each(left, say) if not free]
         if len(busy) == len(left):
             if not said:
                 say(f"waiting for {len(busy)} parts that other processes are at")

@@ -94,7 +94,7 @@ def fit(
     how = how or How()
     learnt = task.with_absolute_error(how.absolute_error).with_objective(how.objective)
     stages = partial(Adaptation.stages, adaptation, model) if adaptation else model.stages
-    _check(model, dataset, task, how, out, stages())
+    check(model, dataset, task, how, out, stages())
     device = pick_device(how.device)
     ranks = Ranks.join(device)
     folder = None if out is None else Path(out)
@@ -405,8 +405,12 @@ def _values(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
     return values
 
 
-def _check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path | None, stages: list[Stage]) -> None:
-    """Everything that can be refused before the first step."""
+def check(model: Model, dataset: Dataset, task: Task, how: How, out: str | Path | None, stages: list[Stage]) -> None:
+    """Everything that can be refused before the first step.
+
+    Raises:
+        ConfigError: model, data set and task do not go together, or a setting is impossible.
+    """
     if model.schema.fingerprint() != dataset.schema.fingerprint():
         raise ConfigError(
             f"a model built for schema {model.schema.fingerprint()} and data of schema {dataset.schema.fingerprint()}",

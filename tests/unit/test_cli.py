@@ -29,6 +29,7 @@ COMMANDS = (
     "models",
     "reproduce",
     "retrieve",
+    "tune",
 )
 
 

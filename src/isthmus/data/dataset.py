@@ -75,6 +75,10 @@ class Dataset:
                 f"{path / 'manifest.json'} is not whole ({error})", "the manifest of a data set", "encode the data again"
             ) from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the folder for itself."""
+        return Dataset.load, (self.path.absolute(),)
+
     def __repr__(self) -> str:
         rows = ", ".join(f"{name} {sum(self.manifest['rows'][name]):,}" for name in PART_NAMES)
         return f"Dataset({str(self.path)!r}, {len(self.schema.domains)} domains, {rows} rows)"
