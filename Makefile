@@ -38,7 +38,7 @@ test-slow: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/suite.py prepare loader domains retrieval measure ranks
+	@$(BIN)/python benchmarks/suite.py prepare loader domains retrieval ranking measure ranks
 
 bench-peers: $(READY)
 	@$(BIN)/python benchmarks/suite.py multi_domain din sasrec two_tower

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ALL = ("prepare", "loader", "domains", "retrieval", "measure", "ranks", "two_tower", "din", "sasrec", "multi_domain", "serve")
+ALL = ("prepare", "loader", "domains", "retrieval", "ranking", "measure", "ranks", "two_tower", "din", "sasrec", "multi_domain", "serve")
 
 
 def numbers(said: str) -> Any:
