@@ -30,7 +30,13 @@ class Table(nn.Module):
         dim: width of a row.
         std: standard deviation of the start.
         sparse: gradients by touched rows; None: when rows * dim > DENSE_LIMIT.
+
+    Attributes:
+        fetch: (n,) different rows, none of them padding -> their vectors (n, dim): where ``weight`` holds some of the rows alone, see
+            ``isthmus.shards``.
     """
+
+    fetch: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
@@ -41,7 +47,21 @@ class Table(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (...) int64 -> (..., dim); code 0 gives zeros and never learns."""
-        return F.embedding(codes, self.weight, padding_idx=0, sparse=self.sparse)
+        weight, codes, sparse = self._here(codes)
+        return F.embedding(codes, weight, padding_idx=0, sparse=sparse)
+
+    def bag(self, codes: Tensor, offsets: Tensor | None = None, *, mode: str = "mean") -> Tensor:
+        """Codes (n, L), or (N,) in bags that begin at offsets (n,) -> (n, dim), the mean or sum over what is not padding."""
+        weight, codes, sparse = self._here(codes)
+        return F.embedding_bag(codes, weight, offsets, mode=mode, padding_idx=0, sparse=sparse)
+
+    def _here(self, codes: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Rows that hold what the codes ask for, where each code's row stands among them, and whether their gradient is sparse."""
+        if self.fetch is None:
+            return self.weight, codes, self.sparse
+        rows, place = torch.cat([codes.new_zeros(1), codes.flatten()]).unique(return_inverse=True)
+        found = self.fetch(rows[1:])
+        return torch.cat([found.new_zeros(1, found.shape[1]), found]), place[1:].view(codes.shape), False
 
     def extra_repr(self) -> str:
         rows, dim = self.weight.shape
