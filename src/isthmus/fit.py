@@ -99,11 +99,12 @@ def fit(
     _check(model, dataset, task, how, out, stages())
     device = pick_device(how.device)
     ranks = Ranks.join(device)
+    split = how.sharded and ranks.size > 1
     folder = None if out is None else Path(out)
     keeper = Keeper(folder, ranks.first)
     found = _open(keeper, folder, ranks, facts_of(model, dataset, task, how, adaptation), resume)
     if folder is not None and ranks.told(lambda: keeper.finished):
-        return load_run(folder, model if how.sharded else model.to(device))
+        return load_run(folder, model if split else model.to(device))
     state = State() if found is None else State.from_dict(found.state)
     keep_blocks()
     with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress and ranks.first) as bar:
@@ -111,7 +112,7 @@ def fit(
         if adaptation is None:
             fill(model, dataset)
         jobs = stages()
-        shards = Shards.split(model, ranks) if how.sharded and ranks.size > 1 else Shards(ranks)
+        shards = Shards.split(model, ranks) if split else Shards(ranks)
         model.to(device)
         if found is not None:
             found.restore(model, shards)
@@ -122,7 +123,7 @@ def fit(
         except KeyboardInterrupt:
             work.interrupted()
             raise
-    if shards:
+    if split:
         model.cpu()
         shards.unite()
     ranks.told(lambda: keeper.finish(best))  # nobody leaves before all is written
@@ -258,6 +259,8 @@ def _optimisers(work: _Work, stage: Stage) -> Optimisers:
     found, lines = make_optimisers(
         work.model, *settings, table_decay=how.table_decay, spared=tuple(stage.rows or ()), momentum=how.momentum
     )
+    if work.shards:
+        lines.append(f"of {len(work.shards)} tables rank 0 holds these rows: they are split over {work.ranks.size} ranks")
     work.bar.say("\n".join(lines))
     return found
 

@@ -56,7 +56,7 @@ class Mixed(Model):
 
 
 class Uneven(Model):
-    """A table for each domain, looked up where a batch has rows of it alone; a stage in which most tables stand still."""
+    """A table for each domain, looked up where a batch has rows of it alone; stages in which tables, or rows of them, stand still."""
 
     needs = Needs()
     tasks = ("ctr",)
@@ -68,17 +68,19 @@ class Uneven(Model):
 
     def forward(self, batch: Batch) -> Output:
         parts = []
-        for table, first, last in zip(self.users, batch.offsets, batch.offsets[1:], strict=False):
+        for own, first, last in zip(self.users, batch.offsets, batch.offsets[1:], strict=False):
             if first < last:
                 user = batch.user[first:last]
-                x, some = table(user) + 0.1, (user % 3 == 0).nonzero()[:, 0]
+                x, some = own(user) + 0.1, (user % 3 == 0).nonzero()[:, 0]
                 if len(some):  # once more: ranks need not look up equally often
-                    x = x.index_add(0, some, table(user[some] // 2))
+                    x = x.index_add(0, some, own(user[some] // 2))
                 parts.append((x[:, None] * (self.items(batch.item[first:last]) + 0.1)).sum(2))
         return Output(torch.cat(parts))
 
     def stages(self) -> list[Stage]:
-        return [Stage("first", list(self.users[0].parameters()), domains=(0,)), Stage("all")]
+        odd = torch.arange(len(self.items.weight)) % 3 == 1
+        some = Stage("some rows", list(self.users[1].parameters()), rows={self.items.weight: odd})
+        return [Stage("first", list(self.users[0].parameters()), domains=(0,)), some, Stage("all")]
 
 
 OWN = {"mixed": Mixed, "uneven": Uneven}

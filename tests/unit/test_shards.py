@@ -14,6 +14,8 @@ import torch.distributed as dist
 from ranked import losses, start, train
 from torch import Tensor, nn
 
+from isthmus import checkpoint
+from isthmus.checkpoint import Checkpoint
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.split import global_time
@@ -122,6 +124,32 @@ def test_a_look_up_that_nobody_answers_is_refused(one: Ranks) -> None:
         raise ZeroDivisionError
     with pytest.raises(FitError, match=r"50 of 50 rows"):  # nor after something went wrong
         net.table(torch.tensor([3]))
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "adam"])
+def test_files_hold_whole_tables_and_are_written_block_by_block(
+    one: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("isthmus.shards.BLOCK", 30)
+    whole, split = Net(), Net()
+    shards, codes = Shards.split(split, one), torch.arange(24).view(6, 4)
+    held = [optimisers(net, 1e-2, table_optimiser=kind)[0] for net in (whole, split)]
+    asked: list[int] = []
+    monkeypatch.setattr(shards, "_ask", lambda number, rows: (asked.append(len(rows)), Shards._ask(shards, number, rows))[1])
+    for net, own, apart in zip((whole, split), held, (None, shards), strict=True):
+        step(net, own, codes, apart, None)
+        (tmp_path / str(apart is None)).mkdir()
+        asked.clear()
+        with shards.open(own):
+            checkpoint.save(tmp_path / str(apart is None), {}, net, own, None, apart or Shards())
+    assert asked
+    assert max(asked) <= 30, "of what has one number a row; tables have several"
+    files = [Checkpoint.latest(tmp_path / name).folder for name in ("True", "False")]  # type: ignore[union-attr]
+    for name in ("model", "optimiser"):
+        expected, found = (checkpoint.load_tensors(file / f"{name}.safetensors") for file in files)
+        assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in expected.items()}
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-7, msg=key)
 
 
 def test_sharded_is_for_optimisers_of_touched_rows() -> None:
