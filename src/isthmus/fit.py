@@ -111,7 +111,6 @@ def fit(
         board = Board(folder if how.tensorboard and ranks.first else None, len(state.log))
         if adaptation is None:
             fill(model, dataset)
-        jobs = stages()
         shards = Shards.split(model, ranks) if split else Shards(ranks)
         model.to(device)
         if found is not None:
@@ -119,7 +118,7 @@ def fit(
         ranks.align(model, shards)
         work = _Work(model, dataset, learnt, how, device, ranks, shards, keeper, hold, bar, board, state)
         try:
-            best = _train(work, jobs, found)
+            best = _train(work, stages(), found)
         except KeyboardInterrupt:
             work.interrupted()
             raise

@@ -56,7 +56,7 @@ class Shards:
 
     def __init__(self, ranks: Ranks | None = None, tables: Sequence[Table] = ()) -> None:
         self.ranks, self.tables = ranks or Ranks(), tuple(tables)
-        self._rows = {table.weight: len(table.weight) for table in self.tables}  # of the whole
+        self._rows = {table.weight: table.rows for table in self.tables}
         self._served: list[Tensor] = []  # while open: what the ranks can ask for, in the same order on each
         self._numbers: dict[int, tuple[int, int]] = {}  # id of such a tensor -> its place there, and the rows of the whole
         self._looked_up: list[tuple[int, Tensor, Tensor]] = []  # in this step: table, rows (n,), vectors (n, dim)
@@ -128,22 +128,18 @@ class Shards:
         """The gradient of each rank's rows becomes their sum over the ranks; a table that no rank looked up in has none."""
         if not self.tables:
             return
-        own, ranks = [self._gradient(number) for number in range(len(self.tables))], range(self.ranks.size)
+        own = [self._gradient(number) for number in range(len(self.tables))]
         self._looked_up = []
         counts = torch.stack([count for count, _, _ in own], 1)  # (ranks, tables)
-        size = [len(own)] * len(ranks)
-        got = self._swapped(counts.flatten(), size, size).view(counts.shape).tolist()
-        given = [count.clamp_min(0).tolist() for count, _, _ in own]
-        rows = self._sent([part.split(n) for (_, part, _), n in zip(own, given, strict=True)], [[max(n, 0) for n in some] for some in got])
-        widths = [table.weight.shape[1] for table in self.tables]
-        values = self._sent(
-            [part.flatten().split([n * width for n in count]) for (_, _, part), count, width in zip(own, given, widths, strict=True)],
-            [[max(n, 0) * width for n, width in zip(some, widths, strict=True)] for some in got],
-        )
-        for number, (table, row, value) in enumerate(zip(self.tables, rows, values, strict=True)):
+        size = [len(own)] * self.ranks.size
+        heads = self._swapped(counts.flatten(), size, size).view(counts.shape)
+        got, touched = heads.clamp_min(0).tolist(), (heads >= 0).any(0).tolist()
+        rows = self._sent([part for _, part, _ in own], got, [1] * len(own))
+        values = self._sent([part for _, _, part in own], got, [table.weight.shape[1] for table in self.tables])
+        for table, row, value, some in zip(self.tables, rows, values, touched, strict=True):
             shape = table.weight.shape
             summed = torch.sparse_coo_tensor(row[None], value.view(-1, shape[1]), shape, check_invariants=False).coalesce()
-            table.weight.grad = summed if any(some[number] >= 0 for some in got) else None
+            table.weight.grad = summed if some else None
 
     def _dealt(self, whole: Tensor) -> Tensor:
         """This rank's rows of rank 0's table."""
@@ -162,26 +158,34 @@ class Shards:
         states = [(p, optimiser.state[p]) for optimiser, p in weights if p in optimiser.state]
         return [(p, state[key]) for p, state in states for key in sorted(state) if isinstance(state[key], Tensor) and state[key].dim()]
 
-    def _gradient(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A table's gradient on this rank, ordered by owner: how many rows of each (all -1: no gradient), rows of their parts, values."""
+    def _gradient(self, number: int) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A table's gradient on this rank: how many rows of each owner (all -1: no gradient), and by owner rows of its part, and values."""
         found = [(rows, vectors.grad) for n, rows, vectors in self._looked_up if n == number and vectors.grad is not None]
         weight, size = self.tables[number].weight, self.ranks.size
         if not found:
             none = torch.zeros(0, dtype=torch.int64, device=weight.device)
-            return none.new_full((size,), -1), none, weight.new_zeros(0, weight.shape[1])
+            return none.new_full((size,), -1), (none,) * size, (weight.new_zeros(0),) * size
         index, value = torch.cat([rows for rows, _ in found])[None], torch.cat([grad for _, grad in found])
-        shape = (self._rows[weight], weight.shape[1])
-        summed = torch.sparse_coo_tensor(index, value, shape, check_invariants=False).coalesce()
+        width = weight.shape[1]
+        summed = torch.sparse_coo_tensor(index, value, (self._rows[weight], width), check_invariants=False).coalesce()
         rows = summed.indices()[0]
-        order = (rows % size).argsort(stable=True)
-        return (rows % size).bincount(minlength=size), (rows // size)[order], summed.values()[order]
+        order, count = (rows % size).argsort(stable=True), (rows % size).bincount(minlength=size)
+        cuts = count.tolist()
+        return count, (rows // size)[order].split(cuts), summed.values()[order].flatten().split([n * width for n in cuts])
 
-    def _sent(self, parts: Sequence[Sequence[Tensor]], got: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Parts by table and the rank that they go to -> by table all that comes, in order of rank: ``got`` by rank and table."""
+    def _sent(self, parts: Sequence[Sequence[Tensor]], got: Sequence[Sequence[int]], widths: Sequence[int]) -> list[Tensor]:
+        """What this rank has by table and owner -> what comes by table, in order of rank.
+
+        Args:
+            parts: by table and the rank that they go to.
+            got: rows that come, by rank and table.
+            widths: numbers of a row, by table.
+        """
         given = [torch.cat([part[rank] for part in parts]) for rank in range(self.ranks.size)]
-        sizes = [sum(some) for some in got]
-        found = self._swapped(torch.cat(given), [len(part) for part in given], sizes).split(sizes)
-        cut = [part.split(list(some)) for part, some in zip(found, got, strict=True)]
+        sizes = [[n * width for n, width in zip(some, widths, strict=True)] for some in got]
+        totals = [sum(some) for some in sizes]
+        found = self._swapped(torch.cat(given), [len(part) for part in given], totals).split(totals)
+        cut = [part.split(some) for part, some in zip(found, sizes, strict=True)]
         return [torch.cat([part[number] for part in cut]) for number in range(len(parts))]
 
     def _fetch(self, number: int, rows: Tensor) -> Tensor:

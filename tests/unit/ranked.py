@@ -78,7 +78,7 @@ class Uneven(Model):
         return Output(torch.cat(parts))
 
     def stages(self) -> list[Stage]:
-        odd = torch.arange(len(self.items.weight)) % 3 == 1
+        odd = torch.arange(self.items.rows) % 3 == 1
         some = Stage("some rows", list(self.users[1].parameters()), rows={self.items.weight: odd})
         return [Stage("first", list(self.users[0].parameters()), domains=(0,)), some, Stage("all")]
 

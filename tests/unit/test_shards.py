@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -214,3 +218,14 @@ def test_any_number_of_ranks_goes_on_with_what_others_began(data: Dataset, tmp_p
     np.testing.assert_allclose(losses(found[0]), losses(straight), rtol=1e-6)
     for name, values in straight["weights"].items():
         np.testing.assert_allclose(found[0]["weights"][name], values, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_every_model_learns_from_split_tables_what_it_learns_from_whole_ones(data: Dataset, tmp_path: Path) -> None:
+    script, out = Path(__file__).parent / "ranked_models.py", tmp_path / "found.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(data.path), str(out)]
+    done = subprocess.run(launch, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found) > 30
+    assert {name: apart for name, apart in found.items() if not apart < (2e-3 if name == "sli_rec" else 1e-6)} == {}

@@ -151,7 +151,7 @@ class EntityFields(FromData, Growing):
     def _used(self, ids: Tensor) -> Tensor:
         """Codes as a mask (size,) -> (rows,) bool: which rows hold their categories."""
         ids = ids.to(self.field_rows.device)
-        used = ids.new_zeros(len(self.table.weight))
+        used = ids.new_zeros(self.table.rows)
         used[self.field_rows[ids].long().flatten()] = True
         for offsets in self.multi_offsets:
             own = ids.repeat_interleave(offsets.diff())

@@ -32,6 +32,7 @@ class Table(nn.Module):
         sparse: gradients by touched rows; None: when rows * dim > DENSE_LIMIT.
 
     Attributes:
+        rows: as given.
         fetch: (n,) different rows, none of them padding -> their vectors (n, dim): where ``weight`` holds some of the rows alone, see
             ``isthmus.shards``.
     """
@@ -40,7 +41,7 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
-        self.sparse = rows * dim > DENSE_LIMIT if sparse is None else sparse
+        self.rows, self.sparse = rows, rows * dim > DENSE_LIMIT if sparse is None else sparse
         self.weight = nn.Parameter(torch.empty(rows, dim).normal_(0.0, std))
         with torch.no_grad():
             self.weight[:1] = 0.0
@@ -87,7 +88,7 @@ class DomainTable(Table, Growing):
 
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
         """The domains' rows."""
-        return {"weight": one_row_each(len(self.weight), [d + 1 for d in domains])}
+        return {"weight": one_row_each(self.rows, [d + 1 for d in domains])}
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
