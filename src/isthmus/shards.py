@@ -23,7 +23,7 @@ from isthmus.errors import FitError
 from isthmus.layers.table import Table
 from isthmus.ranks import Ranks
 
-BLOCK = 1 << 22  # numbers that travel at once where whole tables do
+BLOCK, LEAST = 1 << 22, 16  # numbers that travel at once where whole tables do, and those that a row counts for at least
 THROUGH = -1  # asks for nothing more
 
 
@@ -261,5 +261,5 @@ class Shards:
 
 def _cuts(shape: torch.Size, multiple: int) -> Iterator[tuple[int, int]]:
     """The first rows of blocks of at most BLOCK numbers, and those after their last ones; all but the last have a multiple of rows."""
-    step = max(1, BLOCK // max(1, shape[1:].numel()) // multiple) * multiple
+    step = max(1, BLOCK // max(LEAST, shape[1:].numel()) // multiple) * multiple
     return ((first, min(first + step, shape[0])) for first in range(0, shape[0], step))
