@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from isthmus import metrics
 from isthmus.allocator import keep_blocks
 from isthmus.batch import Batch
-from isthmus.checkpoint import UNSPLIT, Checkpoint, Optimisers
+from isthmus.checkpoint import UNSPLIT, Checkpoint, Optimisers, load_tensors
 from isthmus.data.batches import Plan, batches, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.pools import POOLED
@@ -122,10 +122,9 @@ def fit(
         except KeyboardInterrupt:
             work.interrupted()
             raise
-    if split:
-        model.cpu()
-        shards.unite()
     ranks.told(lambda: keeper.finish(best))  # nobody leaves before all is written
+    if split:
+        shards.unite(model, None if folder is None else load_tensors(folder / "model.safetensors"))
     return Run(model.eval(), task, how, best, state.log, folder)
 
 

@@ -10,7 +10,7 @@ until the backward pass is over; then they travel to their owners in one exchang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -112,17 +112,19 @@ class Shards:
 
         return ByRows(torch.Size([rows, *value.shape[1:]]), value.dtype, read)
 
-    def unite(self) -> None:
-        """Every rank's tables are whole again, in memory of the CPU; so should the rest of the model be."""
+    def unite(self, model: nn.Module, written: Mapping[str, Tensor] | None = None) -> None:
+        """Every rank's tables are whole again, and all of the model on the CPU.
+
+        Args:
+            model: the one that was split.
+            written: its whole weights by name, such as the memory maps of a file, which all processes of a machine share; None: they are
+                asked of the other ranks, into memory of each one's own.
+        """
+        model.cpu()
+        names = {module: f"{name}.weight" for name, module in model.named_modules()}
         for table in self.tables:
-            with self.open():
-                found = self.whole(table.weight)
-                assert isinstance(found, ByRows)
-                whole, first = torch.empty(found.shape, dtype=found.dtype), 0
-                for block in found.blocks():
-                    whole[first : first + len(block)] = block
-                    first += len(block)
-            table.weight.data, table.fetch = whole, None
+            table.weight.data = self._gathered(table) if written is None else written[names[table]]
+            table.fetch = None
 
     def exchange(self) -> None:
         """The gradient of each rank's rows becomes their sum over the ranks; a table that no rank looked up in has none."""
@@ -140,6 +142,17 @@ class Shards:
             shape = table.weight.shape
             summed = torch.sparse_coo_tensor(row[None], value.view(-1, shape[1]), shape, check_invariants=False).coalesce()
             table.weight.grad = summed if some else None
+
+    def _gathered(self, table: Table) -> Tensor:
+        """All rows of a table."""
+        with self.open():
+            found = self.whole(table.weight)
+            assert isinstance(found, ByRows)
+            whole, first = torch.empty(found.shape, dtype=found.dtype), 0
+            for block in found.blocks():
+                whole[first : first + len(block)] = block
+                first += len(block)
+        return whole
 
     def _dealt(self, whole: Tensor) -> Tensor:
         """This rank's rows of rank 0's table."""

@@ -92,7 +92,7 @@ def test_a_split_table_learns_what_a_whole_one_does(one: Ranks, kind: str, clip:
         codes[0], codes[1, :2] = 0, 0
         expected, found = step(whole, usual, codes, None, clip), step(split, apart, codes, shards, clip)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    shards.unite()
+    shards.unite(split)
     assert not torch.equal(whole.table.weight, before)
     for name, value in whole.named_parameters():
         torch.testing.assert_close(split.get_parameter(name), value, rtol=1e-5, atol=1e-6, msg=name)
