@@ -1,10 +1,10 @@
 """What training on several processes costs: one process against two on the same batches, each with its share of the cores.
 
-    python benchmarks/ranks.py [--model mmoe] [--steps 60] [--rounds 3]
+    python benchmarks/ranks.py [--model mmoe] [--steps 60] [--rounds 3] [--sharded]
 
 400,000 rows of three domains, 200,000 users, 50,000 items, batches of 4,096.  One process has two threads, each of two ranks one.  Prints
 rows per second of both, the ratio, the bytes that a rank sends for a step, and whether the first ten losses agree (to 1e-6: ids are not
-dropped out).
+dropped out).  With --sharded the two ranks split the tables.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from isthmus.layers.from_data import fill
 from isthmus.layers.table import optimisers
 from isthmus.ranks import Ranks
 from isthmus.run import build
+from isthmus.shards import Shards
 from isthmus.stages import training
 from isthmus.task import get_task
 
@@ -54,7 +55,7 @@ def prepare(folder: Path) -> None:
     encode(events, split.given(events, np.zeros(ROWS, np.uint8)), folder)
 
 
-def train(folder: Path, model: str, steps: int, rounds: int) -> None:
+def train(folder: Path, model: str, steps: int, rounds: int, sharded: bool) -> None:
     """One rank; the first one prints."""
     ranks = Ranks.join(torch.device("cpu"))
     torch.set_num_threads(max(1, 2 // ranks.size))
@@ -62,7 +63,8 @@ def train(folder: Path, model: str, steps: int, rounds: int) -> None:
     dataset = Dataset.load(folder)
     network = build(model, dataset.schema, {})
     fill(network, dataset)
-    ranks.align(network)
+    shards = Shards.split(network, ranks) if sharded and ranks.size > 1 else Shards(ranks)
+    ranks.align(network, shards)
     for module in network.modules():
         if hasattr(module, "id_dropout"):
             module.id_dropout = 0.0
@@ -75,11 +77,13 @@ def train(folder: Path, model: str, steps: int, rounds: int) -> None:
         for batch in batches(dataset, "train", network.needs, plan, epoch=n):
             if len(losses) == steps:
                 break
-            loss = loss_of(network, batch)["loss"] * batch.share
+            with shards.open():
+                loss = loss_of(network, batch)["loss"] * batch.share
             for p in parameters:
                 p.grad = None
             loss.backward()
-            ranks.exchange(network)
+            shards.exchange()
+            ranks.exchange(network, apart=shards)
             for optimiser in found:
                 optimiser.step()
             losses.append(loss.detach())
@@ -96,15 +100,17 @@ def main() -> None:
     parser.add_argument("--model", default="mmoe")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sharded", action="store_true")
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.data is not None:
-        train(given.data, given.model, given.steps, given.rounds)
+        train(given.data, given.model, given.steps, given.rounds, given.sharded)
         return
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary) / "data")
         own = [__file__, "--data", f"{temporary}/data", "--model", given.model, "--steps", str(given.steps), "--rounds", str(given.rounds)]
+        own += ["--sharded"] * given.sharded
         for size in (1, 2):
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)] if size > 1 else []
             environment = {**os.environ, "OMP_NUM_THREADS": str(2 // size)}

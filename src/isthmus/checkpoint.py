@@ -7,25 +7,27 @@ A checkpoint is a folder ``checkpoint-<number>`` that appears whole or not at al
     optimiser.safetensors   the optimisers' tensors, ``<optimiser>.<weight>.<key>``, and the random generators' states
     state.json              the place in the training, and the optimisers' numbers
 
-The newest one is written before older ones are removed, so there is always one to go on from.
+The newest one is written before older ones are removed, so there is always one to go on from.  Tables that are split over ranks are
+whole in all files: rank 0 writes them block by block, and each rank takes its own rows out of the files' memory maps.
 """
 
 from __future__ import annotations
 
-import errno
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from isthmus.errors import CheckpointError, SourceError
+from isthmus.shards import ByRows, Shards
 from isthmus.storage import read_json, sweep, whole_file, whole_folder, write_json
 
 PREFIX = "checkpoint-"
@@ -33,22 +35,37 @@ FORMAT = 1
 
 Optimisers = list[torch.optim.Optimizer]
 
+UNSPLIT = Shards()
+NAMES = {  # of types in safetensors, in the order in which its files have them
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model, each tensor once: of names that share memory only the first is kept."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in _aliases(model)}
+    aliases = _aliases(model)
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in aliases}
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path, shards: Shards = UNSPLIT) -> None:
     """Writes ``weights(model)`` as safetensors, whole or not at all.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    save_tensors(weights(model), path)
+    save_tensors({name: shards.whole(tensor) for name, tensor in weights(model).items()}, path)
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], shards: Shards = UNSPLIT) -> None:
     """Fills a model with what ``weights`` gave.
 
     Raises:
@@ -56,6 +73,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     full = dict(tensors)
     full.update({alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors})
+    held = model.state_dict(keep_vars=True)
+    full = {name: shards.own(held[name], value) if name in held else value for name, value in full.items()}
     try:
         model.load_state_dict(full)
     except RuntimeError as error:
@@ -64,20 +83,26 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"weights that do not fit this model ({reason})", expected, "build the model as it was trained") from error
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes safetensors, whole or not at all.
+def save_tensors(tensors: Mapping[str, Tensor | ByRows], path: Path) -> None:
+    """Writes safetensors, whole or not at all; of tensors whose rows lie on several ranks one block at a time is in memory.
+
+    The same bytes as those of ``safetensors.torch.save_file``, which takes whole tensors alone.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    with whole_file(path) as temporary:
-        try:
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary)
-        except SafetensorError as error:  # it tells the system's error only in words
-            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                if f"os error {code}" in str(error):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            raise
+    order = sorted(tensors, key=lambda name: (list(NAMES).index(tensors[name].dtype), name))
+    header, end = dict[str, Any](), 0
+    for name in order:
+        shape, dtype = tensors[name].shape, tensors[name].dtype
+        first, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [first, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for block in (block for name in order for block in _blocks(tensors[name])):
+            file.write(block.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -124,16 +149,16 @@ class Checkpoint:
             raise CheckpointError(came, f"format {FORMAT}", "train again, or use the version that wrote it")
         return cls(found[-1], raw)
 
-    def restore(self, model: nn.Module) -> None:
+    def restore(self, model: nn.Module, shards: Shards = UNSPLIT) -> None:
         """Puts the weights into the model."""
-        load_weights(model, load_tensors(self.folder / "model.safetensors"))
+        load_weights(model, load_tensors(self.folder / "model.safetensors"), shards)
 
     def best(self) -> dict[str, Tensor] | None:
         """The best weights so far."""
         path = self.folder / "best.safetensors"
         return load_tensors(path) if path.exists() else None
 
-    def restore_optimisers(self, optimisers: Optimisers) -> None:
+    def restore_optimisers(self, optimisers: Optimisers, shards: Shards = UNSPLIT) -> None:
         """Puts the states into the optimisers and the random generators.
 
         Raises:
@@ -148,12 +173,15 @@ class Checkpoint:
                 continue
             if int(place) >= len(states):
                 raise CheckpointError(f"a state of optimiser {place}", f"{len(states)} optimisers", "resume with the settings of the run")
-            states[int(place)].setdefault(int(weight), {})[key] = value
+            p = _held(optimisers[int(place)])[int(weight)]
+            states[int(place)].setdefault(int(weight), {})[key] = shards.own(p, value) if isinstance(value, Tensor) else value
         for optimiser, state in zip(optimisers, states, strict=True):
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimisers: Optimisers, best: Path | None) -> None:
+def save(
+    folder: Path, state: Mapping[str, Any], model: nn.Module, optimisers: Optimisers, best: Path | None, shards: Shards = UNSPLIT
+) -> None:
     """Writes a checkpoint into a run's folder, then removes the older ones.
 
     Args:
@@ -162,20 +190,25 @@ def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimisers: O
         model: its weights now.
         optimisers: of the stage that runs.
         best: file with the best weights so far; kept as a hard link where the file system has them.
+        shards: the tables that are split, open with the optimisers.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; the checkpoint before is still there.
     """
     older = _found(folder)
     number = int(older[-1].name.removeprefix(PREFIX)) + 1 if older else 1
-    tensors, numbers = _random(), {}
+    tensors: dict[str, Tensor | ByRows] = {**_random()}
+    numbers = dict[str, Any]()
     for place, optimiser in enumerate(optimisers):
         for weight, values in optimiser.state_dict()["state"].items():
             for key, value in values.items():
-                kind = tensors if isinstance(value, Tensor) else numbers
-                kind[f"{place}.{weight}.{key}"] = value
+                name = f"{place}.{weight}.{key}"
+                if isinstance(value, Tensor):
+                    tensors[name] = shards.whole(value)
+                else:
+                    numbers[name] = value
     with whole_folder(folder / f"{PREFIX}{number:06d}") as temporary:
-        save_weights(model, temporary / "model.safetensors")
+        save_weights(model, temporary / "model.safetensors", shards)
         save_tensors(tensors, temporary / "optimiser.safetensors")
         if best is not None:
             _link(best, temporary / "best.safetensors")
@@ -200,6 +233,16 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
+
+
+def _blocks(tensor: Tensor | ByRows) -> Iterator[Tensor]:
+    """All of it, in order, on the CPU."""
+    return iter([tensor.detach().cpu()]) if isinstance(tensor, Tensor) else tensor.blocks()
+
+
+def _held(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    """An optimiser's weights in the order of its state."""
+    return [p for group in optimiser.param_groups for p in group["params"]]
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

@@ -158,7 +158,10 @@ def fit(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted fit stopped.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
-    ddp: Annotated[int | None, typer.Option(min=1, help="Processes of this machine that train together.")] = None,
+    ddp: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of this machine that train together; --set sharded=true splits large tables among them."),
+    ] = None,
     ray: Annotated[
         int | None,
         typer.Option(min=1, help="Processes on a Ray cluster (of RAY_ADDRESS, one that runs here, or this machine) that train together."),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from isthmus import metrics
 from isthmus.allocator import keep_blocks
 from isthmus.batch import Batch
-from isthmus.checkpoint import Checkpoint, Optimisers
+from isthmus.checkpoint import UNSPLIT, Checkpoint, Optimisers, load_tensors
 from isthmus.data.batches import Plan, batches, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.pools import POOLED
@@ -42,6 +42,7 @@ from isthmus.progress import Bar, Board, Hold, holding
 from isthmus.ranks import Ranks
 from isthmus.run import Best, Keeper, Run, State, build, facts_of, load_run, read_facts, rebuild, seeded
 from isthmus.score import score
+from isthmus.shards import Shards
 from isthmus.stages import Adaptation, drop_other_rows, only, training
 from isthmus.task import Task, default_task, get_task
 
@@ -67,7 +68,8 @@ def fit(
     """Trains a model; the best weights on validation win (or the last, see ``How.keep``).
 
     Started by ``torchrun`` on several processes, each computes its part of every batch of ``How.batch_size``; the outcome is
-    that of one process but for rounding and for what looks at a whole batch at once or draws at random (norms, dropout).
+    that of one process but for rounding and for what looks at a whole batch at once or draws at random (norms, dropout).  With
+    ``How.sharded`` they split the large tables among them: the model that comes back is whole again, and on the CPU.
 
     Every stage with epochs stops early by itself, on the mean over its domains of the metric watched.  Where there
     are no validation rows it runs all its epochs and keeps the last weights.
@@ -97,28 +99,32 @@ def fit(
     check(model, dataset, task, how, out, stages())
     device = pick_device(how.device)
     ranks = Ranks.join(device)
+    split = how.sharded and ranks.size > 1
     folder = None if out is None else Path(out)
-    keeper = Keeper(folder if ranks.first else None)
+    keeper = Keeper(folder, ranks.first)
     found = _open(keeper, folder, ranks, facts_of(model, dataset, task, how, adaptation), resume)
     if folder is not None and ranks.told(lambda: keeper.finished):
-        return load_run(folder, model.to(device))
+        return load_run(folder, model if split else model.to(device))
     state = State() if found is None else State.from_dict(found.state)
     keep_blocks()
     with seeded(how.seed, device), _threads(how.threads), holding() as hold, Bar(how.progress and ranks.first) as bar:
-        board = Board(keeper.folder if how.tensorboard else None, len(state.log))
+        board = Board(folder if how.tensorboard and ranks.first else None, len(state.log))
         if adaptation is None:
             fill(model, dataset)
+        shards = Shards.split(model, ranks) if split else Shards(ranks)
         model.to(device)
         if found is not None:
-            found.restore(model)
-        ranks.align(model)
-        work = _Work(model, dataset, learnt, how, device, ranks, keeper, hold, bar, board, state)
+            found.restore(model, shards)
+        ranks.align(model, shards)
+        work = _Work(model, dataset, learnt, how, device, ranks, shards, keeper, hold, bar, board, state)
         try:
             best = _train(work, stages(), found)
         except KeyboardInterrupt:
             work.interrupted()
             raise
     ranks.told(lambda: keeper.finish(best))  # nobody leaves before all is written
+    if split:
+        shards.unite(model, None if folder is None else load_tensors(folder / "model.safetensors"))
     return Run(model.eval(), task, how, best, state.log, folder)
 
 
@@ -174,6 +180,7 @@ class _Work:
     how: How
     device: torch.device
     ranks: Ranks
+    shards: Shards
     keeper: Keeper
     hold: Hold
     bar: Bar
@@ -188,8 +195,7 @@ class _Work:
     def save(self) -> None:
         """Writes a checkpoint of this very moment."""
         self.read_losses()
-        if self.ranks.first:
-            self.keeper.save(self.state, self.model, self.optimisers)
+        self.keeper.save(self.state, self.model, self.optimisers, self.shards)
         self.saved = time.monotonic()
 
     def read_losses(self) -> None:
@@ -211,7 +217,7 @@ class _Work:
 
     def interrupted(self) -> None:
         """Ctrl-C: keeps where we are, and tells how to go on."""
-        if self.keeper.folder is None:
+        if self.keeper.folder is None or not self.ranks.first:
             return
         alone = self.ranks.size == 1  # several ranks stop at places of their own
         if self.hold.forced or self.halfway or not alone:  # only the checkpoint before is sound
@@ -229,18 +235,17 @@ def _train(work: _Work, stages: list[Stage], found: Checkpoint | None) -> Best:
         domains = _domains(work.dataset, work.how, stage)
         if number < state.stage or not domains:
             continue
+        rows = {weight: work.shards.own(weight, mask.to(work.device)) for weight, mask in (stage.rows or {}).items()}
+        stage = replace(stage, rows=rows)
         with only(work.model, stage):
-            rows = {weight: mask.to(work.device) for weight, mask in (stage.rows or {}).items()}
-            stage = replace(stage, rows=rows)
             work.optimisers = _optimisers(work, stage) if stage.solve is None else []
             if found is not None:
-                found.restore_optimisers(work.optimisers)
+                found.restore_optimisers(work.optimisers, work.shards)
             _solve(work, stage, domains) if stage.solve is not None else _epochs(work, stage, domains)
         found = None
         with work.hold:
-            if work.ranks.first:
-                work.keeper.bring_back(work.model)
-            work.ranks.align(work.model)
+            work.keeper.bring_back(work.model, work.shards)
+            work.ranks.align(work.model, work.shards)
             work.optimisers = []
             state.next_stage(number)
     return state.kept or Best(0, "")
@@ -252,6 +257,8 @@ def _optimisers(work: _Work, stage: Stage) -> Optimisers:
     found, lines = make_optimisers(
         work.model, *settings, table_decay=how.table_decay, spared=tuple(stage.rows or ()), momentum=how.momentum
     )
+    if work.shards:
+        lines.append(f"of {len(work.shards)} tables rank 0 holds these rows: they are split over {work.ranks.size} ranks")
     work.bar.say("\n".join(lines))
     return found
 
@@ -263,8 +270,9 @@ def _solve(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
         return
     if not state.step and stage.solve is not None:
         work.halfway = True
-        stage.solve(work.dataset, domains)
-        work.ranks.align(work.model)
+        with work.shards.open():
+            stage.solve(work.dataset, domains)
+        work.ranks.align(work.model, work.shards)
         state.step, work.halfway = 1, False
     values = _validate(work, stage, domains)
     with work.hold:
@@ -309,7 +317,7 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     """One batch: forward, backward, update."""
     state = work.state
     work.ranks.seed(work.how.seed, state.stage, state.epoch, state.step)
-    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.how.precision == "bfloat16"):
+    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.how.precision == "bfloat16"), work.shards.open():
         losses = stage.terms(work.model, batch, work.task.loss)
     if work.ranks.size > 1:
         losses = {name: loss * batch.share for name, loss in losses.items()}
@@ -318,10 +326,11 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
         optimiser.zero_grad(set_to_none=True)
     losses["total"].backward()
     late = time.monotonic() - work.saved > work.how.checkpoint_minutes * 60
-    work.late = work.ranks.exchange(work.model, late and work.ranks.first)
+    work.shards.exchange()
+    work.late = work.ranks.exchange(work.model, late and work.ranks.first, work.shards)
     drop_other_rows(stage.rows or {})
     if work.how.clip is not None:
-        clip_gradients(work.model.parameters(), work.how.clip)
+        clip_gradients(work.model.parameters(), work.how.clip, work.shards)
     for optimiser in work.optimisers:
         optimiser.step()
     work.pending.append({name: loss.detach() for name, loss in losses.items()})
@@ -364,16 +373,15 @@ def _end_epoch(work: _Work, stage: Stage, values: Values) -> None:
     work.board.write(entry, len(state.log))
     if better:
         state.best = now
-        if work.ranks.first:
-            work.keeper.keep(work.model)
+        work.keeper.keep(work.model, work.shards)
     state.next_epoch()
     work.save()
     work.bar.say(f"{stage.name} {now.epoch + 1}: {metric} {now.value:.4f}" + ("  kept" if better else ""))
 
 
 def _validate(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
-    """What rank 0 finds."""
-    return work.ranks.told(lambda: _values(work, stage, domains))
+    """What rank 0 finds, with rows of the others' tables."""
+    return work.ranks.told(lambda: _values(work, stage, domains), work.shards.open())
 
 
 def _values(work: _Work, stage: Stage, domains: tuple[int, ...]) -> Values:
@@ -531,8 +539,13 @@ def _not_a_number(state: State, step: int, losses: dict[str, float], how: How) -
     )
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, shards: Shards = UNSPLIT) -> Tensor:
     """Scales all gradients so that their common norm is at most ``limit``; sparse ones are summed up by row first.
+
+    Args:
+        parameters: of one model.
+        limit: above 0.
+        shards: the tables of which each rank has a part of the gradient.
 
     Returns:
         The norm before, a scalar.
@@ -541,11 +554,15 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     for p in held:
         if p.grad is not None and p.grad.is_sparse:
             p.grad = p.grad.coalesce()
-    values = [p.grad.values() if p.grad.is_sparse else p.grad for p in held if p.grad is not None]
-    if not values:
+    values = [(p in shards, p.grad.values() if p.grad.is_sparse else p.grad) for p in held if p.grad is not None]
+    norms = [torch.linalg.vector_norm(value) for split, value in values if not split]
+    if shards:
+        own = [torch.linalg.vector_norm(value).square() for split, value in values if split]
+        norms.append(shards.ranks.sum(sum(own, torch.zeros((), device=shards.ranks.device))).sqrt())
+    if not norms:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in values]))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     scale = (limit / (norm + 1e-12)).clamp(max=1.0)
-    for value in values:
+    for _, value in values:
         value.mul_(scale)
     return norm

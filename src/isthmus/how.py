@@ -62,6 +62,8 @@ class How:
             the file be read piece after piece, each piece once an epoch.
         checkpoint_minutes: between checkpoints within an epoch (one is written at every epoch's end too).
         eval_rows, eval_queries: validation rows, or for ranked tasks queries, per domain while training, at most; None: all.
+        sharded: several processes split the large embedding tables by rows among them, instead of each holding them whole; see
+            ``docs/scaling.md``.
         tensorboard: also write TensorBoard events into the run's folder.
         progress: a progress bar, when the output is a terminal.
         domains: train and validate on these domain indices only; None: all.
@@ -100,6 +102,7 @@ class How:
     checkpoint_minutes: float = 10.0
     eval_rows: int | None = 100_000
     eval_queries: int | None = 5_000
+    sharded: bool = False
     tensorboard: bool = False
     progress: bool = True
     domains: tuple[int, ...] | None = None
@@ -122,6 +125,10 @@ class How:
             raise ConfigError(f"momentum = {self.momentum}", "a number from 0 to below 1", "0.9 is usual, 0 for adversarial losses")
         if self.keep not in KEEP:
             raise ConfigError(f"keep {self.keep!r}", f"one of {KEEP}", nearest(self.keep, KEEP))
+        if self.sharded and self.table_optimiser == "dense":
+            raise ConfigError(
+                "sharded tables with a dense optimiser", "one that updates touched rows", 'table_optimiser="adagrad" or "adam"'
+            )
         for name in ("epochs", "batch_size", "lr", "history_length", "moment"):
             _positive(name, getattr(self, name))
         for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop", "shuffle_buffer"):

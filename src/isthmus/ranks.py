@@ -1,8 +1,8 @@
 """``Ranks``: the processes that train one model together, as ``torchrun`` starts them.
 
-Every rank holds the whole model and computes a part of each batch (``Plan.rank``).  After the backward pass gradients are summed over
-the ranks: dense ones as one vector, those of tables by touched rows alone.  All ranks then take the same step, so that their weights
-stay the same, bit for bit; rank 0 validates, keeps and writes.
+Every rank holds the whole model, but for tables that are split (``isthmus.shards``), and computes a part of each batch
+(``Plan.rank``).  After the backward pass gradients are summed over the ranks: dense ones as one vector, those of tables by touched rows
+alone.  All ranks then take the same step, so that their weights stay the same, bit for bit; rank 0 validates, keeps and writes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ class Ranks:
         rank: of this process.
         size: how many there are.
         device: of the tensors that are exchanged.
-        sent: bytes that this rank gave to the exchange of gradients so far.
+        sent: bytes that this rank gave to the exchange of gradients and of rows so far.
     """
 
     rank: int = 0
@@ -67,22 +68,30 @@ class Ranks:
         """Is this the rank that validates, writes and speaks?"""
         return self.rank == 0
 
-    def told(self, work: Callable[[], T]) -> T:
+    def told(self, work: Callable[[], T], within: AbstractContextManager[None] | None = None) -> T:
         """What rank 0 finds; plain values that JSON has.
+
+        Args:
+            work: done on rank 0 alone.
+            within: a block that all ranks enter, rank 0 to work and the others to answer it.
 
         Raises:
             FitError: rank 0 failed at it; there, what went wrong.
         """
         if self.size == 1:
             return work()
+        within = within or nullcontext()
         if self.first:
             try:
-                found = work()
+                with within:
+                    found = work()
             except BaseException as error:
                 self._say({"failed": str(error) or type(error).__name__})
                 raise
             self._say({"found": found})
             return found
+        with within:
+            pass
         said = self._say(None)
         if "failed" in said:
             raise FitError(f"rank 0 failed: {said['failed']}", "a training that runs on all ranks", "see what rank 0 says")
@@ -94,10 +103,10 @@ class Ranks:
             digest = hashlib.blake2b(repr((*place, self.rank)).encode(), digest_size=8).digest()
             torch.manual_seed(int.from_bytes(digest, "big") >> 1)
 
-    def align(self, model: nn.Module) -> None:
-        """Every rank's model becomes that of rank 0."""
+    def align(self, model: nn.Module, apart: Container[Tensor] = ()) -> None:
+        """Every rank's model becomes that of rank 0, but for weights that each has a part of."""
         if self.size > 1:
-            for tensor in model.state_dict().values():
+            for tensor in (held.detach() for held in model.state_dict(keep_vars=True).values() if held not in apart):
                 if tensor.numel():
                     dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, 0)
 
@@ -108,7 +117,7 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def exchange(self, model: nn.Module, asked: bool = False) -> bool:
+    def exchange(self, model: nn.Module, asked: bool = False, apart: Container[Tensor] = ()) -> bool:
         """Sums gradients over the ranks, and takes the mean of running statistics.
 
         A weight that no rank has a gradient for keeps none, so that its optimiser lets it be.
@@ -116,13 +125,14 @@ class Ranks:
         Args:
             model: the same one on every rank.
             asked: anything that all ranks must know at once.
+            apart: weights whose gradient is the sum already.
 
         Returns:
             Whether any rank asked.
         """
         if self.size == 1:
             return asked
-        held = [p for p in model.parameters() if p.requires_grad]
+        held = [p for p in model.parameters() if p.requires_grad and p not in apart]
         kind = torch.tensor([NONE if p.grad is None else SPARSE if p.grad.is_sparse else DENSE for p in held] + [int(asked)])
         kind = kind.to(self.device)
         dist.all_reduce(kind, dist.ReduceOp.MAX)

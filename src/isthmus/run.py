@@ -34,6 +34,7 @@ from isthmus.how import How
 from isthmus.model import Model
 from isthmus.models import get_model
 from isthmus.schema import Schema
+from isthmus.shards import Shards
 from isthmus.stages import Adaptation
 from isthmus.storage import read_json, sweep, whole_file, write_json
 from isthmus.task import Task, get_task
@@ -41,7 +42,7 @@ from isthmus.task import Task, get_task
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
-HARMLESS = ("device", "threads", "checkpoint_minutes", "tensorboard", "progress")  # may differ when a run is resumed
+HARMLESS = ("device", "threads", "checkpoint_minutes", "tensorboard", "progress", "sharded")  # may differ when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,11 @@ class Keeper:
 
     Args:
         folder: of the run, or None.
+        first: is this the rank that writes?
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, first: bool = True) -> None:
+        self.folder, self.first = folder, first
         self._memory: dict[str, Tensor] = {}
 
     def open(self, facts: dict[str, Any], resume: bool) -> Checkpoint | None:
@@ -179,30 +181,38 @@ class Keeper:
         """Is there nothing left to train?"""
         return self.folder is not None and (self.folder / "result.json").exists()
 
-    def keep(self, model: Model) -> None:
-        """These are the best weights so far."""
-        if self.folder is None:
+    def keep(self, model: Model, shards: Shards) -> None:
+        """These are the best weights so far; all ranks enter."""
+        with shards.open():
+            if self.folder is not None and self.first:
+                checkpoint.save_weights(model, self.folder / "model.safetensors", shards)
+        if self.folder is None and (self.first or shards):
             self._memory = {name: tensor.detach().clone() for name, tensor in checkpoint.weights(model).items()}
-        else:
-            checkpoint.save_weights(model, self.folder / "model.safetensors")
 
-    def bring_back(self, model: Model) -> None:
-        """Puts the best weights so far into the model."""
-        tensors = self._memory if self.folder is None else checkpoint.load_tensors(self.folder / "model.safetensors")
-        checkpoint.load_weights(model, tensors)
-
-    def save(self, state: State, model: Model, optimisers: Optimisers) -> None:
-        """Writes a checkpoint and the log."""
-        if self.folder is None:
+    def bring_back(self, model: Model, shards: Shards) -> None:
+        """Puts the best weights so far into the model: rank 0's, and each rank's part of what is split."""
+        if not self.first and not shards:
             return
-        best = self.folder / "model.safetensors" if state.best is not None else None
-        checkpoint.save(self.folder, state.to_dict(), model, optimisers, best)
-        with whole_file(self.folder / "log.jsonl") as temporary:
+        if self.folder is None:
+            checkpoint.load_weights(model, self._memory)
+        else:
+            checkpoint.load_weights(model, checkpoint.load_tensors(self.folder / "model.safetensors"), shards)
+
+    def save(self, state: State, model: Model, optimisers: Optimisers, shards: Shards) -> None:
+        """Writes a checkpoint and the log; all ranks enter."""
+        with shards.open(optimisers):
+            if self.folder is not None and self.first:
+                self._save(self.folder, state, model, optimisers, shards)
+
+    def _save(self, folder: Path, state: State, model: Model, optimisers: Optimisers, shards: Shards) -> None:
+        best = folder / "model.safetensors" if state.best is not None else None
+        checkpoint.save(folder, state.to_dict(), model, optimisers, best, shards)
+        with whole_file(folder / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in state.log), encoding="utf-8")
 
     def finish(self, best: Best) -> None:
         """The training is done: checkpoints are no longer needed."""
-        if self.folder is not None:
+        if self.folder is not None and self.first:
             write_json(self.folder / "result.json", {"best": best.to_dict()})
             checkpoint.remove(self.folder)
             sweep(self.folder, "*.json", "log.jsonl", "model.safetensors")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from isthmus import checkpoint
@@ -82,6 +83,14 @@ def test_shared_memory_is_written_once(tmp_path: Path) -> None:
     checkpoint.load_weights(other, checkpoint.load_tensors(tmp_path / "w.safetensors"))
     assert torch.equal(other.tied.weight, net.linear.weight)
     assert other.tied.weight is other.linear.weight
+
+
+def test_the_file_is_the_one_that_safetensors_writes(tmp_path: Path) -> None:
+    tensors = {f"{place}.{kind}": torch.arange(7).to(kind) for place, kind in enumerate(checkpoint.NAMES)}
+    tensors |= {"none": torch.zeros(0, 3), "one": torch.tensor(2.5), "é": torch.eye(3).t()[1:], "turned": torch.arange(6.0).view(2, 3).t()}
+    checkpoint.save_tensors(tensors, tmp_path / "own")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

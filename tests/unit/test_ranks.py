@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranked import losses, start, train
 
 from isthmus.batch import Batch, Needs
 from isthmus.data.batches import batches
@@ -28,7 +28,6 @@ from isthmus.data.windows import WindowBatches
 from isthmus.errors import FitError
 from isthmus.ranks import Ranks
 
-SCRIPT = Path(__file__).parent / "ranked.py"
 HOW = {"epochs": 2, "batch_size": 100, "lr": 1e-2}
 NEEDS = Needs(history=True, cross_history=True, context=True)
 
@@ -41,26 +40,6 @@ def events() -> Events:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     found = events()
     return encode(found, global_time(found), tmp_path_factory.mktemp("ranks") / "data")
-
-
-def start(data: Dataset, out: Path, ranks: int, told: dict[str, Any]) -> subprocess.Popen[str]:
-    out.mkdir(parents=True, exist_ok=True)
-    own = [str(SCRIPT), str(data.path), str(out), json.dumps(told)]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launch, *own], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
-
-
-def train(data: Dataset, out: Path, ranks: int, **told: Any) -> list[dict[str, Any]]:
-    """What each rank says in the end."""
-    process = start(data, out, ranks, told)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(ranks)]
-
-
-def losses(found: dict[str, Any]) -> np.ndarray:
-    return np.array([entry["losses"]["total"] for entry in found["log"] if "total" in entry["losses"]])
 
 
 # What each rank gets

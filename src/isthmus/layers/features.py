@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch
@@ -127,7 +126,7 @@ class EntityFields(FromData, Growing):
     def mean(self, ids: Tensor) -> Tensor:
         """Codes (B, L) -> (B, fields, dim), the mean of ``forward`` over what is not padding; zeros when all is."""
         bags = self._rows(ids).transpose(1, 2)  # (B, 1 + categorical, L): the vectors themselves are never stored
-        total = F.embedding_bag(bags.flatten(0, 1), self.table.weight, mode="sum", padding_idx=PADDING, sparse=self.table.sparse)
+        total = self.table.bag(bags.flatten(0, 1), mode="sum")
         parts = [total.view(*bags.shape[:2], self.dim), *(part.sum(1) for part in self._late(ids))]
         return torch.cat(parts, -2) / (ids != PADDING).sum(1).clamp_min(1)[:, None, None]
 
@@ -152,7 +151,7 @@ class EntityFields(FromData, Growing):
     def _used(self, ids: Tensor) -> Tensor:
         """Codes as a mask (size,) -> (rows,) bool: which rows hold their categories."""
         ids = ids.to(self.field_rows.device)
-        used = ids.new_zeros(len(self.table.weight))
+        used = ids.new_zeros(self.table.rows)
         used[self.field_rows[ids].long().flatten()] = True
         for offsets in self.multi_offsets:
             own = ids.repeat_interleave(offsets.diff())
@@ -185,7 +184,7 @@ class EntityFields(FromData, Growing):
             total = cast("int", length.sum().item())  # not int(...): torch.export follows item() alone
             place = torch.arange(total, device=ids.device) + (start - first).repeat_interleave(length, output_size=total)
             rows = self.multi_rows[place].long()
-            found.append(F.embedding_bag(rows, self.table.weight, first, mode="mean", padding_idx=PADDING, sparse=self.table.sparse))
+            found.append(self.table.bag(rows, first))
         return torch.stack(found, 1).view(*ids.shape, len(found), self.dim)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -218,8 +217,7 @@ class ContextFields(Growing):
             for field, start in zip(self.coded, self.starts, strict=True):
                 codes = context[field.name]
                 rows = _shift(codes[:, None] if codes.dim() == 1 else codes, start)
-                bag = F.embedding_bag(rows, self.table.weight, mode="mean", padding_idx=PADDING, sparse=self.table.sparse)
-                parts.append(bag[:, None])
+                parts.append(self.table.bag(rows)[:, None])
         if self.numbers is not None:
             parts.append(self.numbers(torch.stack([context[field.name] for field in self.numeric], 1)))
         return torch.cat(parts, 1)

@@ -30,18 +30,39 @@ class Table(nn.Module):
         dim: width of a row.
         std: standard deviation of the start.
         sparse: gradients by touched rows; None: when rows * dim > DENSE_LIMIT.
+
+    Attributes:
+        rows: as given.
+        fetch: (n,) different rows, none of them padding -> their vectors (n, dim): where ``weight`` holds some of the rows alone, see
+            ``isthmus.shards``.
     """
+
+    fetch: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
-        self.sparse = rows * dim > DENSE_LIMIT if sparse is None else sparse
+        self.rows, self.sparse = rows, rows * dim > DENSE_LIMIT if sparse is None else sparse
         self.weight = nn.Parameter(torch.empty(rows, dim).normal_(0.0, std))
         with torch.no_grad():
             self.weight[:1] = 0.0
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (...) int64 -> (..., dim); code 0 gives zeros and never learns."""
-        return F.embedding(codes, self.weight, padding_idx=0, sparse=self.sparse)
+        weight, codes, sparse = self._here(codes)
+        return F.embedding(codes, weight, padding_idx=0, sparse=sparse)
+
+    def bag(self, codes: Tensor, offsets: Tensor | None = None, *, mode: str = "mean") -> Tensor:
+        """Codes (n, L), or (N,) in bags that begin at offsets (n,) -> (n, dim), the mean or sum over what is not padding."""
+        weight, codes, sparse = self._here(codes)
+        return F.embedding_bag(codes, weight, offsets, mode=mode, padding_idx=0, sparse=sparse)
+
+    def _here(self, codes: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Rows that hold what the codes ask for, where each code's row stands among them, and whether their gradient is sparse."""
+        if self.fetch is None:
+            return self.weight, codes, self.sparse
+        rows, place = torch.cat([codes.new_zeros(1), codes.flatten()]).unique(return_inverse=True)
+        found = self.fetch(rows[1:])
+        return torch.cat([found.new_zeros(1, found.shape[1]), found]), place[1:].view(codes.shape), False
 
     def extra_repr(self) -> str:
         rows, dim = self.weight.shape
@@ -67,7 +88,7 @@ class DomainTable(Table, Growing):
 
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
         """The domains' rows."""
-        return {"weight": one_row_each(len(self.weight), [d + 1 for d in domains])}
+        return {"weight": one_row_each(self.rows, [d + 1 for d in domains])}
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
