@@ -111,8 +111,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, left: int) -> None:
 def test_only_whole_checkpoints_are_found_and_the_newest_wins(tmp_path: Path) -> None:
     net = Net()
     assert Checkpoint.latest(tmp_path) is None
-    (tmp_path / ".checkpoint-000009.half").mkdir()
-    (tmp_path / ".checkpoint-000009.half" / "state.json").write_text("{}")
+    (tmp_path / ".checkpoint-000009.h4lfdone").mkdir()
+    (tmp_path / ".checkpoint-000009.h4lfdone" / "state.json").write_text("{}")
     assert Checkpoint.latest(tmp_path) is None
     for place in range(12):  # beyond one digit: the order is by number
         checkpoint.save(tmp_path, {"place": place}, net, [], None)
