@@ -70,6 +70,19 @@ class DomainTable(Table, Growing):
         return {"weight": one_row_each(len(self.weight), [d + 1 for d in domains])}
 
 
+def halved(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in half precision (float16).
+
+    Raises:
+        ConfigError: a number that is too large for it, or none.
+    """
+    half = tensor.half()
+    if not bool(half.isfinite().all()):
+        largest = f"{name} with numbers up to {tensor.abs().max():g}"
+        raise ConfigError(largest, "65,504 at most in half precision", "keep single precision (leave out --half)")
+    return half
+
+
 class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator per row: a table's optimiser state is 1/dim of the table.
 
