@@ -31,6 +31,7 @@ from isthmus import checkpoint, metrics
 from isthmus.checkpoint import Checkpoint, Optimisers
 from isthmus.errors import CheckpointError, ConfigError, SourceError, StorageError, nearest
 from isthmus.how import How
+from isthmus.layers.table import undrawn
 from isthmus.model import Model
 from isthmus.models import get_model
 from isthmus.schema import Schema
@@ -231,9 +232,11 @@ def build(name: str, schema: Schema, args: dict[str, Any] | None = None, *, seed
 def load_run(folder: str | Path, model: Model | None = None) -> Run:
     """Reads a run back without its data, onto the CPU; of an unfinished one the best weights so far.
 
+    The weights stay in their file, mapped: only what is read of a table comes into memory, and processes share it.
+
     Args:
         folder: of the run.
-        model: gets the weights; needed only when its class does not lie in ``isthmus.models``.
+        model: gets a copy of the weights; needed only when its class does not lie in ``isthmus.models``.
 
     Raises:
         CheckpointError: not a run's folder, damaged, or without any weights yet.
@@ -242,8 +245,13 @@ def load_run(folder: str | Path, model: Model | None = None) -> Run:
     facts = read_facts(folder)
     if not (folder / "model.safetensors").exists():
         raise CheckpointError(f"{folder} has no weights yet", "a run with at least one finished epoch", "resume it first")
-    model = model or rebuild(facts)
-    checkpoint.load_weights(model, checkpoint.load_tensors(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    if model is not None:
+        checkpoint.load_weights(model, checkpoint.load_tensors(weights))
+    else:
+        with undrawn():
+            model = rebuild(facts)
+        checkpoint.map_weights(model, weights)
     try:
         if (folder / "result.json").exists():
             raw = read_json(folder / "result.json")["best"]
