@@ -68,7 +68,8 @@ class HashedIds:
 
     def __post_init__(self) -> None:
         least = 4 * (math.isqrt(max(self.ids - 1, 0)) + 1)
-        if not isinstance(self.rows, int) or not least <= self.rows < self.ids:
+        whole = isinstance(self.rows, int)  # pyright: ignore[reportUnnecessaryIsInstance]  # from a command line or a file: anything
+        if not whole or not least <= self.rows < self.ids:
             came = f"{self.rows!r} rows for {self.ids:,} ids"
             raise ConfigError(
                 came, f"a whole number, {least:,} at least, and fewer than ids", "choose another number, or leave it out: a row for each"
