@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,32 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], shards: Shards
     Raises:
         CheckpointError: names or shapes differ: another schema, or other hyper-parameters.
     """
+    _load(model, tensors, _aliases(model), shards)
+
+
+def map_weights(model: nn.Module, path: Path) -> None:
+    """Makes the weights of a file those of a model, without a copy.
+
+    They stay in the file, which may be replaced but not written into: what is read comes into memory, and goes again when memory is
+    short.  What is written, as in training, stays with this process.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds weights of another model.
+    """
+    aliases = _aliases(model)
+    _load(model, load_tensors(path), aliases, UNSPLIT, assign=True)
+    for alias, name in aliases.items():  # weights under several names are one again
+        owner, _, own = alias.rpartition(".")
+        setattr(model.get_submodule(owner), own, attrgetter(name)(model))
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], shards: Shards, *, assign: bool = False) -> None:
     full = dict(tensors)
-    full.update({alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors})
+    full.update({alias: tensors[name] for alias, name in aliases.items() if name in tensors})
     held = model.state_dict(keep_vars=True)
     full = {name: shards.own(held[name], value) if name in held else value for name, value in full.items()}
     try:
-        model.load_state_dict(full)
+        model.load_state_dict(full, assign=assign)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         expected = "weights of the same schema and hyper-parameters"
@@ -106,7 +127,7 @@ def save_tensors(tensors: Mapping[str, Tensor | ByRows], path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads safetensors into memory of its own.
+    """Reads safetensors: each tensor is a piece of the file, mapped, which comes into memory when it is read or changed.
 
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.

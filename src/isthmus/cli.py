@@ -407,6 +407,7 @@ def export(
     model_licence: Annotated[str, typer.Option(help="Who may use the model; goes into the card.")] = "not stated",
     data_licence: Annotated[str, typer.Option(help="Who may use the data; goes into the card.")] = "not stated",
     measure: Annotated[bool, typer.Option(help="Measure the test part for the card.")] = True,
+    half: Annotated[bool, typer.Option("--half", help="Embedding tables and item vectors in half precision.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Write all that serving needs into one folder: graphs, weights, ids, catalogues, indexes, histories and a card.
@@ -429,6 +430,7 @@ def export(
         ledger=None if ledger is None else ledger_of(ledger),
         licences=Licences(model_licence, data_licence),
         measured=measure,
+        half=half,
         overwrite=force,
         say=typer.echo,
     )

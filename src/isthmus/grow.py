@@ -36,7 +36,8 @@ def grow(model: Model, dataset: Dataset) -> Model:
     Raises:
         ConfigError: the data set does not extend the model's, or a weight whose growth no rule covers (it is named).
     """
-    old, new = model.schema, dataset.schema
+    old = model.schema
+    new = dataset.schema.hashed(old.user.hashed, old.item.hashed)
     _check(old, new)
     args = type(model).grown_args(dict(model.args), new.domain_names[len(old.domains) :])
     with torch.random.fork_rng(devices=[]):

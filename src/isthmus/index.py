@@ -29,6 +29,7 @@ from torch import Tensor
 from isthmus import arrow
 from isthmus.errors import ConfigError, DataError, SourceError, nearest
 from isthmus.layers import neighbours
+from isthmus.layers.table import halved
 from isthmus.layers.topk import Pairs, dots, scan
 from isthmus.segments import places
 from isthmus.storage import read_json, whole_folder, write_json
@@ -45,7 +46,7 @@ class Index:
 
     Attributes:
         item: (n,) int64 item codes, ascending.
-        vectors: (n, d) float32.
+        vectors: (n, d) float32, or float16 (``half``).
         kind: ``exact``, ``ivf`` or ``hnsw``.
         parameters: ``lists`` and ``probes`` of ivf; ``links``, ``construction`` and ``search`` of hnsw.
         recall: the share of the exact first k that it finds, measured when it was built; 1 when exact.
@@ -66,6 +67,18 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.item)
+
+    def at(self, places: Tensor | slice) -> Tensor:
+        """(..., d) float32, the vectors at some places."""
+        return self.vectors[places].float()
+
+    def half(self) -> Index:
+        """The same items, their vectors in half precision; what faiss holds of them stays as it is.
+
+        Raises:
+            ConfigError: a number that is too large for it.
+        """
+        return replace(self, vectors=halved("item vectors", self.vectors))
 
     @classmethod
     def build(
@@ -144,9 +157,8 @@ class Index:
 
     def _exact(self, queries: Tensor, k: int, hide: Pairs | None) -> tuple[np.ndarray, np.ndarray]:
         """Scores and columns, the latter -1 where there are too few."""
-        vectors = self.vectors
-        block = dots(queries.to(vectors.device), lambda columns: vectors[columns])
-        score, column = scan(len(queries), len(self), k, block, hide, vectors.device)
+        device = self.vectors.device
+        score, column = scan(len(queries), len(self), k, dots(queries.to(device), self.at), hide, device)
         return score.cpu().numpy(), column.cpu().numpy()
 
     def _approximate(self, queries: Tensor, k: int, hide: Pairs | None) -> tuple[np.ndarray, np.ndarray]:

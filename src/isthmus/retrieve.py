@@ -245,6 +245,6 @@ def _check(ask: _Ask, index: Index) -> None:
         if index.about.get(name, own) != own:
             raise ConfigError(f"an index of {name} {index.about[name]!r}", f"{name} {own!r}", "build an index of this domain and data")
     some = np.unique(np.linspace(0, len(index) - 1, PROBES).astype(np.int64)) if len(index) else np.zeros(0, np.int64)
-    vectors, kept = ask.item_vectors(torch.from_numpy(index.item[some])).cpu(), index.vectors[torch.from_numpy(some)].cpu()
+    vectors, kept = ask.item_vectors(torch.from_numpy(index.item[some])).cpu(), index.at(torch.from_numpy(some)).cpu()
     if vectors.shape != kept.shape or not torch.allclose(vectors, kept, rtol=1e-3, atol=1e-4):
         raise ConfigError("an index with other item vectors than this model's", "one built from these weights", "build the index again")

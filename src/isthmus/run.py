@@ -31,9 +31,11 @@ from isthmus import checkpoint, metrics
 from isthmus.checkpoint import Checkpoint, Optimisers
 from isthmus.errors import CheckpointError, ConfigError, SourceError, StorageError, nearest
 from isthmus.how import How
+from isthmus.layers.features import EntityFields
+from isthmus.layers.table import undrawn
 from isthmus.model import Model
 from isthmus.models import get_model
-from isthmus.schema import Schema
+from isthmus.schema import HashedIds, Schema
 from isthmus.shards import Shards
 from isthmus.stages import Adaptation
 from isthmus.storage import read_json, sweep, whole_file, write_json
@@ -42,6 +44,7 @@ from isthmus.task import Task, get_task
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
+ROWS = {"user_rows": "user", "item_rows": "item"}
 HARMLESS = ("device", "threads", "checkpoint_minutes", "tensorboard", "progress", "sharded")  # may differ when a run is resumed
 
 
@@ -224,27 +227,38 @@ def build(name: str, schema: Schema, args: dict[str, Any] | None = None, *, seed
     Args:
         name: a file name of ``isthmus.models``.
         schema: of the encoded data set.
-        args: its own hyper-parameters.
+        args: its own hyper-parameters; besides, of every model with embedding tables, ``user_rows`` and ``item_rows``: ids share so many
+            rows, see ``isthmus.layers.id_rows``.
         seed: of the initial weights.
 
     Raises:
-        ConfigError: no such model or hyper-parameter; names the nearest one.
+        ConfigError: no such model or hyper-parameter (names the nearest one), or rows for a model whose ids have no such tables.
     """
-    kind = get_model(name)
-    known = [p for p in inspect.signature(kind).parameters if p != "schema"]
-    for key in args or {}:
+    kind, args = get_model(name), dict(args or {})
+    known = [*(p for p in inspect.signature(kind).parameters if p != "schema"), *ROWS]
+    for key in args:
         if key not in known:
             raise ConfigError(f"model {name!r}: unknown hyper-parameter {key!r}", f"one of {known}", nearest(key, known))
+    rows = {side: args.pop(key) for key, side in ROWS.items() if args.get(key) is not None}
+    if rows:
+        shared = {side: HashedIds(n, getattr(schema, side).trained) for side, n in rows.items()}
+        schema = schema.hashed(shared.get("user"), shared.get("item"))
     with seeded(seed):
-        return kind(schema, **(args or {}))
+        model = kind(schema, **args)
+    for side in rows:
+        if not any(isinstance(m, EntityFields) and m.entity.name == side for m in model.modules()):
+            raise ConfigError(f"{side}_rows for model {name!r}", f"a model with an embedding table of {side}s", "leave it out")
+    return model
 
 
 def load_run(folder: str | Path, model: Model | None = None) -> Run:
     """Reads a run back without its data, onto the CPU; of an unfinished one the best weights so far.
 
+    The weights stay in their file, mapped: only what is read of a table comes into memory, and processes share it.
+
     Args:
         folder: of the run.
-        model: gets the weights; needed only when its class does not lie in ``isthmus.models``.
+        model: gets a copy of the weights; needed only when its class does not lie in ``isthmus.models``.
 
     Raises:
         CheckpointError: not a run's folder, damaged, or without any weights yet.
@@ -253,8 +267,13 @@ def load_run(folder: str | Path, model: Model | None = None) -> Run:
     facts = read_facts(folder)
     if not (folder / "model.safetensors").exists():
         raise CheckpointError(f"{folder} has no weights yet", "a run with at least one finished epoch", "resume it first")
-    model = model or rebuild(facts)
-    checkpoint.load_weights(model, checkpoint.load_tensors(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    if model is not None:
+        checkpoint.load_weights(model, checkpoint.load_tensors(weights))
+    else:
+        with undrawn():
+            model = rebuild(facts)
+        checkpoint.map_weights(model, weights)
     try:
         if (folder / "result.json").exists():
             raw = read_json(folder / "result.json")["best"]
@@ -342,4 +361,5 @@ def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """All that decides the outcome of a run on given data; a setting that did not exist yet was what is its default now."""
     usual = json.loads(json.dumps(dataclasses.asdict(How())))
     how = {key: value for key, value in {**usual, **facts.get("how", {})}.items() if key not in HARMLESS}
-    return {**{key: facts.get(key) for key in ("model", "args", "task", "split", "adaptation")}, **how}
+    rows = {key: facts.get("schema", {}).get(side, {}).get("hashed") for key, side in ROWS.items()}
+    return {**{key: facts.get(key) for key in ("model", "args", "task", "split", "adaptation")}, **rows, **how}

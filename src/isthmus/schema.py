@@ -18,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.errors import CheckpointError, ConfigError, nearest
@@ -54,6 +55,42 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
+class HashedIds:
+    """Ids that share rows of a model's table: the first half of the rows are the most frequent ids' own, the others are shared.
+
+    Attributes:
+        rows: of the table.
+        ids: codes below this one take part; those that came later, in a data set that extends this one, have rows of their own.
+    """
+
+    rows: int
+    ids: int
+
+    def __post_init__(self) -> None:
+        least = 4 * (math.isqrt(max(self.ids - 1, 0)) + 1)
+        whole = isinstance(self.rows, int)  # pyright: ignore[reportUnnecessaryIsInstance]  # from a command line or a file: anything
+        if not whole or not least <= self.rows < self.ids:
+            came = f"{self.rows!r} rows for {self.ids:,} ids"
+            raise ConfigError(
+                came, f"a whole number, {least:,} at least, and fewer than ids", "choose another number, or leave it out: a row for each"
+            )
+
+    @property
+    def own(self) -> int:
+        """Codes below this one have a row of their own."""
+        return self.rows // 2
+
+    @property
+    def remainders(self) -> int:
+        """The divisor: as large as leaves a row for every quotient."""
+        shared, ids = self.rows - self.own, self.ids - self.own
+        found = (shared + math.isqrt(shared * shared - 4 * ids)) // 2
+        while found - (-ids // found) > shared:  # found + ids / found, rounded up
+            found -= 1
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Entity:
     """Users, or items: an id and a table of fields.
 
@@ -62,12 +99,14 @@ class Entity:
         fields: the fields of its table (the id itself is not one of them).
         trained: codes below this one were seen in training; 0 before ``encode``.
         size: number of codes in all; 0 before ``encode``.
+        hashed: of a model's schema alone: the ids' rows are shared; None: each trained id has its own.
     """
 
     name: str
     fields: tuple[Field, ...] = ()
     trained: int = 0
     size: int = 0
+    hashed: HashedIds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +172,17 @@ class Schema:
         except ValueError:
             raise ConfigError(f"unknown domain {name!r}", f"one of {self.domain_names}", nearest(name, self.domain_names)) from None
 
+    def hashed(self, user: HashedIds | None, item: HashedIds | None) -> Schema:
+        """The schema of the same data for a model whose ids share rows, or (None) do not."""
+        return replace(self, user=replace(self.user, hashed=user), item=replace(self.item, hashed=item))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+        raw = dataclasses.asdict(self)
+        for side in ("user", "item"):
+            if raw[side]["hashed"] is None:
+                del raw[side]["hashed"]
+        return raw
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Schema:
@@ -149,6 +196,7 @@ class Schema:
             for side in ("user", "item"):
                 entity = dict(raw[side])
                 entity["fields"] = tuple(Field(**f) for f in entity["fields"])
+                entity["hashed"] = HashedIds(**entity["hashed"]) if entity.get("hashed") else None
                 raw[side] = Entity(**entity)
             raw["domains"] = tuple(Domain(**d) for d in raw["domains"])
             raw["context"] = tuple(Field(**f) for f in raw["context"])
@@ -161,5 +209,5 @@ class Schema:
             ) from error
 
     def fingerprint(self) -> str:
-        """A short hash: two data sets with the same one have the same codes' shapes."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """A short hash: two data sets with the same one have the same codes' shapes, whatever rows a model gives them."""
+        return hashlib.sha256(json.dumps(self.hashed(None, None).to_dict(), sort_keys=True).encode()).hexdigest()[:16]

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from worlds import shake
 
 from isthmus.batch import Batch, Needs
+from isthmus.checkpoint import load_tensors, load_weights, map_weights, save_weights
 from isthmus.data.batches import Plan, batches
 from isthmus.data.dataset import Dataset
 from isthmus.errors import ConfigError
@@ -223,10 +223,14 @@ def test_a_retrievers_score_is_the_dot_product_of_its_vectors(name: str, ready: 
 @every_model
 def test_saved_and_loaded_it_gives_the_same_bits(name: str, ready: Ready, tmp_path: Path) -> None:
     model, batch = ready(name)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
-    other = build(name, model.schema, model.args, seed=7)
-    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    assert torch.equal(logits(other.eval(), batch), logits(model, batch))
+    save_weights(model, tmp_path / "model.safetensors")
+    copied, mapped = (build(name, model.schema, model.args, seed=7).eval() for _ in range(2))
+    load_weights(copied, load_tensors(tmp_path / "model.safetensors"))
+    map_weights(mapped, tmp_path / "model.safetensors")
+    for other in (copied, mapped):
+        assert torch.equal(logits(other, batch), logits(model, batch))
+    before, after = ([n for n, _ in m.named_parameters()] for m in (model, mapped))
+    assert before == after  # tied ones are still one
 
 
 # ---------------------------------------------------------------- training

@@ -34,6 +34,7 @@ CONTEXT = "context."  # stands before the name of a context field
 FLOATS = ("history_label", "cross_label")
 ROWS, CANDIDATES, EVENTS, VALUES = 3, 5, 7, 2  # of the example that is drawn; all but a fixed number of events are symbols
 MOST = 1 << 30  # of each
+HALF = "F16"  # what safetensors calls it
 FOLDED = 1024  # numbers of a constant that is computed beforehand; what is larger, the runtime computes when it loads a graph
 
 Size = int | str  # a number, or the name of what is only known when a graph runs
@@ -66,7 +67,8 @@ def write_graph(model: Model, domain: int, path: Path, weights: Path, *, length:
         model: on the CPU.
         domain: index of the domain that all rows belong to.
         path: of the graph.
-        weights: what ``isthmus.checkpoint.save_weights`` wrote of the model, in the same folder.
+        weights: what ``isthmus.checkpoint`` wrote of the model, in the same folder; what is in half precision there stays so in memory,
+            and is computed with in single precision.
         length: events of a history.
 
     Raises:
@@ -196,10 +198,32 @@ def _point(graph: ir.Graph, model: Model, weights: Path) -> None:
         tensor = state.get(str(value.name).removeprefix("model."))
         if tensor is None or value.const_value is None or not tensor.numel() or _memory(tensor) not in place:
             continue
-        begin, end = header[place[_memory(tensor)]]["data_offsets"]
-        kind, shape = value.const_value.dtype, ir.Shape(tensor.shape)
+        held = header[place[_memory(tensor)]]
+        begin, end = held["data_offsets"]
+        drawn, half = value.const_value.dtype, held["dtype"] == HALF
+        kind, shape = ir.DataType.FLOAT16 if half else drawn, ir.Shape(tensor.shape)
         at = {"offset": start + begin, "length": end - begin, "base_dir": weights.resolve().parent}
         value.const_value = ir.ExternalTensor(weights.name, dtype=kind, shape=shape, name=str(value.name), **at)
+        if half:
+            _widen(graph, value, drawn)
+
+
+def _widen(graph: ir.Graph, weight: ir.Value, kind: ir.DataType) -> None:
+    """Lets a graph go on in the precision it was drawn in: rows of a weight in half precision become wide once they are taken."""
+    import onnx_ir as ir
+
+    for node, place in tuple(weight.uses()):
+        taken = node.op_type == "Gather" and place == 0
+        narrow = node.outputs[0] if taken else weight
+        users = tuple(narrow.uses()) if taken else ((node, place),)
+        cast = ir.node("Cast", [narrow], attributes={"to": kind})
+        wide = cast.outputs[0]
+        wide.type, wide.shape = ir.TensorType(kind), narrow.shape
+        narrow.type = ir.TensorType(ir.DataType.FLOAT16)
+        for user, n in users:
+            user.replace_input_with(n, wide)
+        graph.insert_after(node, cast) if taken else graph.insert_before(node, cast)
+    weight.type = ir.TensorType(ir.DataType.FLOAT16)
 
 
 def _header(weights: Path) -> tuple[int, dict[str, Any]]:

@@ -18,8 +18,9 @@ from isthmus.layers.biases import Levels
 from isthmus.layers.checks import require_share
 from isthmus.layers.from_data import FromData
 from isthmus.layers.growing import Growing, Rows
+from isthmus.layers.id_rows import IdRows
 from isthmus.layers.table import DomainTable, Table
-from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field, Schema
+from isthmus.schema import PADDING, UNKNOWN, Entity, Field, Schema
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset, EntityTable
@@ -42,8 +43,8 @@ class _Numbers(nn.Module):
 class EntityFields(FromData, Growing):
     """Ids of one entity -> the vectors of the id and of all its fields.
 
-    The id and every categorical and multi-valued field share ONE table, so that a lookup is one gather.  An id
-    that training never saw (code >= ``entity.trained``) takes the id vector of "unknown" and keeps its own fields.
+    The id and every categorical and multi-valued field share ONE table, so that a lookup is one gather; ``IdRows`` says which rows
+    are an id's.  An id that training never saw (code >= ``entity.trained``) takes the id vector of "unknown" and keeps its own fields.
 
     Args:
         entity, dim: with its sizes, and the width of a vector.
@@ -71,7 +72,8 @@ class EntityFields(FromData, Growing):
         kinds = {kind: [f for f in entity.fields if f.kind == kind] for kind in ("categorical", "multi", "numeric")}
         self.categorical, self.multi, numeric = kinds["categorical"], kinds["multi"], kinds["numeric"]
         self.fields = 1 + len(entity.fields)
-        self.starts, rows = _starts([*self.categorical, *self.multi], max(entity.trained, FIRST))
+        self.ids = IdRows(entity)
+        self.starts, rows = _starts([*self.categorical, *self.multi], self.ids.total)
         self.table = Table(rows, dim, std=std)
         if not id_dropout:
             with torch.no_grad():
@@ -115,7 +117,7 @@ class EntityFields(FromData, Growing):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Codes (...) -> (..., fields, dim); padding gives zeros throughout."""
-        parts = [self.table(self._rows(ids)), *self._late(ids)]
+        parts = [self._joined(self.table(self._rows(ids))), *self._late(ids)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
     def total(self, ids: Tensor) -> Tensor:
@@ -125,33 +127,31 @@ class EntityFields(FromData, Growing):
 
     def mean(self, ids: Tensor) -> Tensor:
         """Codes (B, L) -> (B, fields, dim), the mean of ``forward`` over what is not padding; zeros when all is."""
-        bags = self._rows(ids).transpose(1, 2)  # (B, 1 + categorical, L): the vectors themselves are never stored
+        bags = self._rows(ids).transpose(1, 2)  # (B, rows of an id + categorical, L): the vectors themselves are never stored
         total = self.table.bag(bags.flatten(0, 1), mode="sum")
-        parts = [total.view(*bags.shape[:2], self.dim), *(part.sum(1) for part in self._late(ids))]
+        parts = [self._joined(total.view(*bags.shape[:2], self.dim)), *(part.sum(1) for part in self._late(ids))]
         return torch.cat(parts, -2) / (ids != PADDING).sum(1).clamp_min(1)[:, None, None]
 
     def grow_from(self, old: EntityFields) -> set[str]:
         """Ids and categories of the old table keep their vectors; new ones start at "unknown".  The coded table is the data's."""
-        known = max(old.entity.trained, FIRST)
+        known = old.ids.total
         self.table.weight[:known] = old.table.weight[:known]
-        self.table.weight[known : max(self.entity.trained, FIRST)] = old.table.weight[UNKNOWN]
+        self.table.weight[known : self.ids.total] = old.table.weight[UNKNOWN]
         _grow_fields(self.table, self.starts, old.table, old.starts, [f.size for f in (*old.categorical, *old.multi)])
         return {"table.weight", "field_rows", "numeric", "multi_offsets", "multi_rows"}
 
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
-        """Of items: the rows of their ids, and of categories that no other trained item has."""
+        """Of items: the rows of their ids and categories that no other trained item has."""
         if self.entity.name != "item":
             return {}
-        trained = self.entity.trained
-        known = torch.arange(len(items), device=items.device) < trained
-        mask = self._used(items & known) & ~self._used(~items & known)
-        mask[:trained] = items[:trained]
-        return {"table.weight": mask}
+        known = torch.arange(len(items), device=items.device) < self.entity.trained
+        return {"table.weight": self._used(items & known) & ~self._used(~items & known)}
 
     def _used(self, ids: Tensor) -> Tensor:
-        """Codes as a mask (size,) -> (rows,) bool: which rows hold their categories."""
+        """Trained codes as a mask (size,) -> (rows,) bool: which rows hold them and their categories."""
         ids = ids.to(self.field_rows.device)
         used = ids.new_zeros(self.table.rows)
+        used[self.ids(ids.nonzero()[:, 0]).flatten()] = True
         used[self.field_rows[ids].long().flatten()] = True
         for offsets in self.multi_offsets:
             own = ids.repeat_interleave(offsets.diff())
@@ -160,12 +160,18 @@ class EntityFields(FromData, Growing):
         return used
 
     def _rows(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., 1 + categorical) rows of the table."""
+        """(...) -> (..., rows of an id + categorical) rows of the table."""
         known = torch.where(ids < self.entity.trained, ids, UNKNOWN)
         if self.training and self.id_dropout > 0:
             dropped = (torch.rand(ids.shape, device=ids.device) < self.id_dropout) & (ids != PADDING)
             known = known.masked_fill(dropped, UNKNOWN)
-        return torch.cat([known[..., None], self.field_rows[ids].long()], -1) if self.categorical else known[..., None]
+        rows = self.ids(known)
+        return torch.cat([rows, self.field_rows[ids].long()], -1) if self.categorical else rows
+
+    def _joined(self, vectors: Tensor) -> Tensor:
+        """(..., rows of an id + categorical, dim) -> (..., 1 + categorical, dim): an id's rows are added up."""
+        each = self.ids.each
+        return vectors if each == 1 else torch.cat([vectors[..., :each, :].sum(-2, keepdim=True), vectors[..., each:, :]], -2)
 
     def _late(self, ids: Tensor) -> list[Tensor]:
         """Multi-valued and numeric fields, each kind (..., its fields, dim)."""

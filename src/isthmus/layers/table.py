@@ -7,6 +7,8 @@ ids.  A large table here has sparse gradients, and its optimiser touches the row
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +22,18 @@ DENSE_LIMIT = 65_536  # numbers; a table up to this size is swept as fast as it 
 TABLE_LR = 4e-2  # row-wise Adagrad's rate: needs to be far above Adam's to reach the same quality
 LAZY_ADAM_FACTOR = 4.0  # lazy Adam's rate over dense Adam's: its moments move only when a row is touched
 TABLE_OPTIMISERS = ("auto", "adagrad", "adam", "dense")
+
+_drawn = ContextVar("drawn", default=True)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Tables made in the block draw no first values, and so take no memory until they are given some."""
+    token = _drawn.set(False)
+    try:
+        yield
+    finally:
+        _drawn.reset(token)
 
 
 class Table(nn.Module):
@@ -42,9 +56,10 @@ class Table(nn.Module):
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
         self.rows, self.sparse = rows, rows * dim > DENSE_LIMIT if sparse is None else sparse
-        self.weight = nn.Parameter(torch.empty(rows, dim).normal_(0.0, std))
-        with torch.no_grad():
-            self.weight[:1] = 0.0
+        weight = torch.empty(rows, dim)
+        if _drawn.get():
+            weight.normal_(0.0, std)[:1] = 0.0
+        self.weight = nn.Parameter(weight)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (...) int64 -> (..., dim); code 0 gives zeros and never learns."""
@@ -89,6 +104,19 @@ class DomainTable(Table, Growing):
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:
         """The domains' rows."""
         return {"weight": one_row_each(self.rows, [d + 1 for d in domains])}
+
+
+def halved(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in half precision (float16).
+
+    Raises:
+        ConfigError: a number that is too large for it, or none.
+    """
+    half = tensor.half()
+    if not bool(half.isfinite().all()):
+        largest = f"{name} with numbers up to {tensor.abs().max():g}"
+        raise ConfigError(largest, "65,504 at most in half precision", "keep single precision (leave out --half)")
+    return half
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):

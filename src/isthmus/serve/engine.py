@@ -76,7 +76,7 @@ class Engine:
         place, there = places(index.item, code)
         if not there[0]:
             raise ConfigError(f"item {item!r}", f"an item of domain {domain!r}", "ask for one that its catalogue shows")
-        cosine = F.cosine_similarity(index.vectors, index.vectors[place]).numpy()
+        cosine = F.cosine_similarity(index.at(slice(None)), index.at(torch.from_numpy(place))).numpy()
         cosine[place[0]] = -np.inf
         best = _first(cosine, k)
         return self._ranked(index.item[best], cosine[best])
@@ -143,7 +143,7 @@ class Engine:
         for n, one in enumerate(known):
             if one.allowed is not None:
                 own = one.allowed[~np.isin(index.item[one.allowed], one.hidden)]
-                score = (index.vectors[torch.from_numpy(own)] @ queries[n]).numpy()
+                score = (index.at(torch.from_numpy(own)) @ queries[n]).numpy()
                 best = _first(score, k)
                 out[n] = (index.item[own[best]], score[best])
         return out
@@ -229,7 +229,7 @@ def load(path: str | Path, histories: Histories | None = None) -> Engine:
 def _vectors(index: Index, item: np.ndarray) -> torch.Tensor:
     """Codes (...) -> (..., d); of codes that the index lacks any."""
     place, _ = places(index.item, item)
-    return index.vectors[torch.from_numpy(place.clip(max=len(index) - 1))]
+    return index.at(torch.from_numpy(place.clip(max=len(index) - 1)))
 
 
 def _first(score: np.ndarray, k: int) -> np.ndarray:
