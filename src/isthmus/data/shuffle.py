@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 ROUNDS = 8
-BLOCK = 4096  # neighbours that stay neighbours of a buffer: 16 KiB of a column of codes, read at once
+BLOCK = 1 << 15  # neighbours that stay neighbours of a buffer: 128 KiB of a column of codes, as much as systems read at once
 _GOLDEN = 0x9E3779B97F4A7C15
 _HALF = np.uint64(32)
 
