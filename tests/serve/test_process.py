@@ -187,7 +187,7 @@ def test_what_cannot_be_served_is_told_in_a_line(alone, tmp_path: Path) -> None:
     (tmp_path / "bundle" / "manifest.json").write_text(json.dumps({"format": 7}))
     for arguments, message in (
         ([str(tmp_path / "none")], "is missing"),
-        ([str(tmp_path / "bundle")], "a bundle of format 1"),
+        ([str(tmp_path / "bundle")], "a bundle of format 2"),
         ([str(alone.path), "--histories", "http://localhost"], "redis://host"),
         ([str(alone.path), "--share", "1", "--share", "2"], "as many positive shares"),
     ):

@@ -517,7 +517,7 @@ def test_a_killed_process_is_taken_up(data: Dataset, tmp_path: Path) -> None:
     found = Checkpoint.latest(out)
     assert found is not None
     assert found.state["step"] > 0  # in mid-epoch
-    half = out / ".checkpoint-000099.killed"  # as if killed while writing
+    half = out / ".checkpoint-000099.k1lled0z"  # as if killed while writing
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert_same(straight, fit(small(data, seed=5), data, CTR, HOW, out, resume=True))

@@ -38,7 +38,7 @@ from isthmus.serve.ids import Ids
 from isthmus.serve.profiles import Profiles
 from isthmus.storage import read_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -274,5 +274,5 @@ def _session(path: Path, threads: int) -> Any:
 
 
 def _field(folder: Path, n: int, kind: str) -> ItemField:
-    offsets = arrow.read(folder / f"{n}.offsets.arrow")["offset"] if kind == "multi" else None
+    offsets = arrow.read(folder / f"{n}.offsets.arrow")["value"] if kind == "multi" else None
     return ItemField(Ids.load(folder / f"{n}.ids.arrow"), arrow.read(folder / f"{n}.values.arrow")["value"], offsets)
