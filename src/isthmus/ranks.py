@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable, Container, Sequence
@@ -55,6 +56,9 @@ class Ranks:
         if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
             return cls(device=device)
         if not dist.is_initialized():
+            # Its functions' default arguments keep the group that there is when it is imported, as torch's optimisers do later on.  A
+            # group that is kept has threads when Python ends, and one of them that then lets go of a tensor aborts the process.
+            importlib.import_module("torch.distributed.nn.functional")
             try:
                 dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
             except (ValueError, RuntimeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -219,3 +220,35 @@ def test_other_commands_are_not_for_several_processes() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
     assert done.returncode == 2
     assert "isthmus models on 2 processes of torchrun" in done.stderr
+
+
+LEAVING = """
+import atexit, os, torch
+from isthmus.ranks import Ranks
+
+def left():  # called last: after the group has been left
+    names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+    print([name for name in names if "gloo" in name])
+
+atexit.register(left)
+ranks = Ranks.join(torch.device("cpu"))
+weight = torch.nn.Parameter(torch.ones(3))
+weight.sum().backward()
+torch.optim.AdamW([weight]).step()
+print(ranks.sum(torch.ones(1)).item())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """One that lets go of a tensor while Python ends would abort the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", LEAVING], text=True, stdout=subprocess.PIPE, env={**os.environ, **place, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].split("\n")[:2] for process in started] == [["2.0", "[]"]] * 2
+    assert [process.returncode for process in started] == [0, 0]
