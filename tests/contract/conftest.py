@@ -29,6 +29,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+    """Two domains, and three that extend them."""
+    folder = tmp_path_factory.mktemp("growth")
+    few, every = rich_events(("large", "medium")), rich_events()
+    base = encode(few, split.global_time(few), folder / "base")
+    return base, encode(every, split.global_time(every), folder / "every", base=base)
+
+
+@pytest.fixture(scope="session")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Known]:
     """Makes the world of a task, once."""
     worlds: dict[str, Known] = {}

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from worlds import rich_events, shake
+from worlds import shake
 
 from isthmus.batch import Batch
-from isthmus.data import split
 from isthmus.data.batches import Plan, batches
 from isthmus.data.dataset import Dataset
-from isthmus.data.encode import encode
 from isthmus.fit import fit
 from isthmus.grow import Translated, grow
 from isthmus.how import How
@@ -48,15 +46,6 @@ VARIANTS = {  # settings under which a model holds other things of its domains
     "emcdr": [{"mapping": "mlp"}],
     "sasrec": [{"merged": True}],
 }
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
-    """Two domains, and three."""
-    folder = tmp_path_factory.mktemp("growth")
-    few, every = rich_events(("large", "medium")), rich_events()
-    base = encode(few, split.global_time(few), folder / "base")
-    return base, encode(every, split.global_time(every), folder / "every", base=base)
 
 
 def networks() -> list[tuple[str, dict]]:

@@ -11,11 +11,9 @@ import torch
 from test_graphs import SAME, ask
 from test_graphs import draw as draw_graph
 from test_growth import draw, logits, moved
-from worlds import rich_events, shake
+from worlds import shake
 
-from isthmus.data import split
 from isthmus.data.dataset import Dataset
-from isthmus.data.encode import encode
 from isthmus.errors import CheckpointError, ConfigError
 from isthmus.fit import fit
 from isthmus.grow import grow
@@ -46,15 +44,6 @@ def hashed(name: str, dataset: Dataset) -> Model:
     with torch.random.fork_rng(), torch.no_grad():
         shake(model)
     return model.eval()
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
-    """Two domains, and three."""
-    folder = tmp_path_factory.mktemp("growth")
-    few, every = rich_events(("large", "medium")), rich_events()
-    base = encode(few, split.global_time(few), folder / "base")
-    return base, encode(every, split.global_time(every), folder / "every", base=base)
 
 
 def models() -> list[object]:
