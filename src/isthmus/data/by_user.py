@@ -25,7 +25,7 @@ BLOCK, MOST_BLOCKS = 1 << 20, 250  # events sorted at once, at least; and how ma
 NOBODY = -1  # a domain that no event has
 SENTINEL = np.iinfo(np.int64).max
 REMEMBERED, SEEN, TRAINED = 1, 2, 4  # what an event is for: histories, the known positives, the numbers of training events
-PADDED = {
+PADDED = {  # columns of events, whose place 0 is padding
     "item": np.int32,
     "time": np.int64,
     "behaviour": np.int8,
