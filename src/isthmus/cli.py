@@ -655,7 +655,9 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    if not str(error).startswith("rank 0 failed"):  # which has told it itself
+    from isthmus.errors import FollowerError
+
+    if not isinstance(error, FollowerError):
         typer.echo(f"isthmus: {error}", err=True)
     sys.exit(code)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from isthmus.data.dataset import Dataset
-from isthmus.errors import ConfigError, FitError, IsthmusError, StorageError
+from isthmus.errors import ConfigError, FitError, FollowerError, IsthmusError, StorageError
 from isthmus.fit import check, fit
 from isthmus.how import How
 from isthmus.model import Model
@@ -207,7 +207,7 @@ def _rank(told: dict[str, Any]) -> None:
 def _why(failures: dict[int, Exception], error: Exception, ranks: int) -> IsthmusError:
     """The first rank's own error, or that one died."""
     for own in failures.values():
-        if isinstance(own, IsthmusError) and not own.came.startswith("rank 0 failed"):
+        if isinstance(own, IsthmusError) and not isinstance(own, FollowerError):
             return own
     rank, failure = next(iter(failures.items()), ("?", error))
     came = f"a process died, or lost the others (rank {rank} of {ranks}: {_first_line(failure)})"

@@ -10,6 +10,7 @@
     │   └── SourceError     a file or folder is missing, truncated or not what it should be
     ├── ConfigError         a recipe, an option or a name that does not exist (tells the nearest one)
     ├── FitError            training cannot go on: the loss is not a number
+    │   └── FollowerError   the first of several processes failed, and tells why itself
     ├── CheckpointError     a run or checkpoint that belongs to another schema, or is damaged
     ├── StorageError        the disk is full, or a folder cannot be written
     ├── HistoryError        the store of live histories does not answer
@@ -66,6 +67,10 @@ class ConfigError(IsthmusError):
 
 class FitError(IsthmusError):
     """Training cannot go on: the loss is not a number."""
+
+
+class FollowerError(FitError):
+    """The first of the processes that train together failed; it tells why itself."""
 
 
 class CheckpointError(IsthmusError):

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from isthmus.errors import FitError
+from isthmus.errors import FitError, FollowerError
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class Ranks:
             within: a block that all ranks enter, rank 0 to work and the others to answer it.
 
         Raises:
-            FitError: rank 0 failed at it; there, what went wrong.
+            FollowerError: rank 0 failed at it; there, what went wrong.
         """
         if self.size == 1:
             return work()
@@ -98,7 +98,7 @@ class Ranks:
             pass
         said = self._say(None)
         if "failed" in said:
-            raise FitError(f"rank 0 failed: {said['failed']}", "a training that runs on all ranks", "see what rank 0 says")
+            raise FollowerError(f"rank 0 failed: {said['failed']}", "a training that runs on all ranks", "see what rank 0 says")
         return said["found"]
 
     def seed(self, *place: int) -> None:
