@@ -47,6 +47,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dacdr", {"queries": "sequence", "heads": 2}),
     ("dacdr", {"own_attention": ["medium"], "products": True, "numbers": True, "start": "level"}),
     ("dadin", {"start": "level", "first_order": False}),
+    ("encoded", {"encoder": "sli_rec", "encoder_args": {"residual": True}}),
     ("item_knn", {"across": True, "decay": 0.1, "k": 5}),
     ("man", {"encoder": "caser"}),
     ("man", {"encoder": "dien"}),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
-from isthmus.layers.encoders import available, make_encoder
+from isthmus.layers.encoders import available, make_encoder, settings
 from isthmus.layers.encoders._base import Encoder, Places
 from isthmus.layers.encoders.caser import Convolutions
 from isthmus.layers.encoders.dien import InterestStates
@@ -355,6 +355,14 @@ def test_against_a_slow_one(name: str, args: dict[str, Any]) -> None:
     }[name]
     expected = torch.tensor([slow(encoder, row) for row in x.tolist()])
     torch.testing.assert_close(states(encoder, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "residual" in settings(name)])
+def test_the_last_event_itself_may_be_added(name: str) -> None:
+    x = torch.randn(2, 6, 4)
+    plain, residual = (shaken(name, residual=added) for added in (False, True))
+    assert isinstance(plain.norm, nn.LayerNorm)
+    torch.testing.assert_close(states(residual, x) - states(plain, x), plain.norm(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_caser_by_hand() -> None:

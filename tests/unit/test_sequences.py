@@ -253,8 +253,16 @@ def test_states_at_all_places_are_what_each_event_s_own_history_gives(tmp_path: 
     """Asked at every place of a window, or once for each event with the history that scoring would cut: the same vectors."""
     dataset = make(tmp_path / "data", 1, moments=1_000_000)  # no two at one moment
     rows = dataset.part("train")
-    for name, merged in (("sasrec", False), ("sasrec", True), ("gru4rec", False), ("caser", False), ("man_dot", False)):
-        model = build(name, dataset.schema, {"merged": True} if merged else {}, seed=0).eval()
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("sasrec", {}),
+        ("sasrec", {"merged": True}),
+        ("gru4rec", {}),
+        ("caser", {}),
+        ("man_dot", {}),
+    ]
+    asked += [("encoded", {"encoder": "sli_rec"}), ("encoded", {"encoder": "surge", "merged": True})]
+    for name, args in asked:
+        model, merged = build(name, dataset.schema, args, seed=0).eval(), "merged" in args
         feed = WindowBatches(dataset, model.needs, Plan(batch_size=100, history_length=WIDE, sampler="full"))
         batch = feed.batch(0, 0)
         windows, target = feed.sequences.batch(0, 0), batch.target
@@ -268,10 +276,10 @@ def test_states_at_all_places_are_what_each_event_s_own_history_gives(tmp_path: 
             if merged:
                 alone.merged_history, alone.merged_domain = past, torch.from_numpy(known["domain"]).long()
             else:
-                alone.history = past
+                alone.history, alone.history_time = past, torch.from_numpy(known["time"])
             expected = model.user_vector(alone)
         # Histories hold the later parts too, but nothing from a row's own moment on: for training rows that is training alone.
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name, k=merged: f"{n} {k}: {m}")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name, k=args: f"{n} {k}: {m}")
 
 
 def test_a_domain_without_rows_keeps_its_weights(tmp_path: Path) -> None:

@@ -173,11 +173,10 @@ class _Build:
         user, item, time = rows.user.take(position), rows.item.take(position), None if rows.time is None else rows.time.take(position)
         domain = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         items, log_q, pool = item[:, None], None, None
-        rng = np.random.Generator(np.random.Philox(key=[plan.seed, NEGATIVES], counter=[0, 0, step, epoch]))
         if self.pools is not None:
-            pool = make_pool(self.pools.sample(offsets, item, rng), plan.log_q)
+            pool = make_pool(self.pools.sample(offsets, item, plan.rng(NEGATIVES, epoch, step)), plan.log_q)
         if self.negatives is not None:
-            drawn, log_q = self.negatives.sample(user, np.array(offsets), item, rng)
+            drawn, log_q = self.negatives.sample(user, np.array(offsets), item, plan.rng(NEGATIVES, epoch, step))
             items = np.concatenate([items, drawn], axis=1)
         mine, share = plan.own(len(position))
         if plan.ranks > 1:  # all that was drawn is the whole batch's; what follows is for the rows here alone

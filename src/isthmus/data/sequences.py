@@ -148,7 +148,7 @@ class Sequences:
     def _placed(self, epoch: int) -> np.ndarray:
         """(N,) the events' positions in the training part: those of a moment in an order of the epoch's own."""
         if self._placed_of is None or self._placed_of[0] != epoch:
-            rng = np.random.Generator(np.random.Philox(key=[self.plan.seed, TIES], counter=[0, 0, 0, epoch]))
+            rng = self.plan.rng(TIES, epoch)
             order = np.argsort(self._moment + rng.random(len(self._moment)), kind="stable")
             self._placed_of = epoch, self.place[order]
         return self._placed_of[1]
@@ -177,7 +177,7 @@ class Sequences:
         """The windows of up to ``GROUP`` steps: each step's, ascending."""
         chosen, _ = self._order.rows(epoch, group)
         size = self.window[chosen, 2] - self.window[chosen, 1]
-        rng = np.random.Generator(np.random.Philox(key=[self.plan.seed, CHUNKS], counter=[0, 0, group, epoch]))
+        rng = self.plan.rng(CHUNKS, epoch, group)
         mixed = rng.permutation(len(chosen))
         mixed = mixed[np.argsort(size[mixed], kind="stable")]
         parts = min(GROUP, self.steps - group * GROUP)

@@ -52,7 +52,7 @@ class WindowBatches:
         item = np.where(there, rows.item.take(found.event, mode="clip"), PADDING)
         target, asked = rows.item.take(found.target).astype(np.int64), np.diff(found.target_offsets)
         domain = np.repeat(np.arange(len(asked)), asked)
-        rng = np.random.Generator(np.random.Philox(key=[self.plan.seed, NEGATIVES], counter=[0, 0, step, epoch]))
+        rng = self.plan.rng(NEGATIVES, epoch, step)
         bounds = tuple(found.target_offsets.tolist())
         pool = negative = log_q = None
         if self.pools is not None:

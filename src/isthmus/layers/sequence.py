@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs
+from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain_items import ItemBias
 from isthmus.layers.drawing import longest
@@ -108,6 +109,18 @@ class Own:
         return Own(self.slot[rows], self.after[rows])
 
 
+def needs_of(encoder: str, timed: bool, merged: bool) -> Needs:
+    """What a model over this encoder reads from a batch: its own or the merged histories, with their times.
+
+    Raises:
+        ConfigError: a timed encoder over merged histories.
+    """
+    if merged and timed:
+        came = f"merged = True over {encoder!r}, which reads the times between events"
+        raise ConfigError(came, "another encoder: merged histories have no times", "leave merged out")
+    return Needs(merged_history=True) if merged else Needs(history=True, history_time=timed)
+
+
 class EncodedEvents(nn.Module):
     """What sequence models share but for their encoder: items as events and as candidates, of one table, and the state after each event.
 
@@ -128,6 +141,9 @@ class EncodedEvents(nn.Module):
 
     Attributes:
         needs: what it reads from a batch.
+
+    Raises:
+        ConfigError: no such encoder or hyper-parameter, a share outside [0, 1), or a timed encoder over merged histories.
     """
 
     def __init__(
@@ -139,14 +155,14 @@ class EncodedEvents(nn.Module):
         self.domain = DomainTable(len(schema.domains), dim, std=0.02)
         self.bias = ItemBias(schema) if bias else None
         self.begin = nn.Parameter(torch.randn(dim) * 0.02)
-        self.encoder, self.merged = make_encoder(encoder, dim, args), merged
-        self.needs = Needs(merged_history=True) if merged else Needs(history=True)
+        self.encoder, self.merged, self.unit = make_encoder(encoder, dim, args), merged, schema.time_unit
+        self.needs = needs_of(encoder, self.encoder.timed, merged)
 
     def states(self, batch: Batch) -> Tensor:
         """(B, L, dim), or dim + 1 with the bias: the state after each event."""
-        left = Left.of(batch, self.merged)
+        left = Left.of(batch, self.merged, self.encoder.timed)
         x = self.items.total(left.item) + self.domain(left.domain + 1)
-        state = left.right(self.encoder(torch.cat([x[:, :1] + self.begin, x[:, 1:]], 1)))
+        state = left.right(self.encoder.states(torch.cat([x[:, :1] + self.begin, x[:, 1:]], 1), left.gaps(self.unit)))
         return state if self.bias is None else self.bias.user(state)
 
     def candidates(self, item: Tensor, domain: Tensor) -> Tensor:

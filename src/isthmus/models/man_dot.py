@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from isthmus.batch import Batch, Needs
 from isthmus.data.samples import samples
-from isthmus.errors import ConfigError
 from isthmus.insight import Insight
 from isthmus.layers.domain import PerDomain
 from isthmus.layers.domain_items import ItemBias
@@ -29,7 +28,7 @@ from isthmus.layers.group_looks import ROWS, group_looks
 from isthmus.layers.local_global import LocalGlobal
 from isthmus.layers.mixed_attention import GroupPrototypes, LocalPart, Mixed, through
 from isthmus.layers.mlp import start_at_zero
-from isthmus.layers.sequence import Left, Own
+from isthmus.layers.sequence import Left, Own, needs_of
 from isthmus.model import Loss, Model, Sequential, Stage, evaluating
 from isthmus.schema import Schema
 
@@ -87,10 +86,7 @@ class MANDot(Sequential):
         self.merged = merged
         domains, width = len(schema.domains), dim + domain_dim
         self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, 0.02)
-        if merged and self.vectors.timed:
-            came = f"merged = True over {encoder!r}, which reads the times between events"
-            raise ConfigError(came, "another encoder: merged histories have no times", "leave merged out")
-        self.needs = Needs(merged_history=True) if merged else Needs(history=True, history_time=self.vectors.timed)  # type: ignore[misc]
+        self.needs = needs_of(encoder, self.vectors.timed, merged)  # type: ignore[misc]
         self.groups = GroupPrototypes(groups, width, weight=group_weight, bounded=bounded) if group_prototypes else None
         parts = {"item": item_similarity, "sequence": sequence_fusion, "group": group_prototypes}
         self.local = PerDomain(domains, lambda: LocalPart(self.vectors.make(), width, groups, length, **parts))

@@ -26,7 +26,7 @@ class FusedInterests(Encoder):
         c_t  = mean over t's neighbours of x,   a_t = a network of [x_t, c_t, W_c x_t * c_t]         (eq. 6)
         b_tj = (W_q x_t) . x_j / sqrt(dim)                                                           (eq. 7)
         x'_t = LeakyReLU(sum over neighbours j of softmax_j(a_j + b_tj) W_a x_j + x_t)               (eq. 4, 8)
-        s_t  = W_out GRU(x'_1, ..., x'_t) + b_out                                                    (eq. 16)
+        s_t  = W_out GRU(x'_1, ..., x'_t) + b_out  [+ x_t]                                           (eq. 16)
 
     Deviations from the paper, and from ``isthmus.models.surge``, which keeps to it: an event is joined with what was before it alone, the
     best share of each event's own, since the best share of all pairs would know the whole history; the event asks in the place of
@@ -38,13 +38,16 @@ class FusedInterests(Encoder):
         heads: weight vectors w.
         edges: share of an event's predecessors that it is joined with, above 0, at most 1; all that tie with the last of them are too.
         hidden: width of the network's hidden layer.
+        residual: add the last event itself, normed, as attention's blocks do.
         dropout: share of the events' and the states' activations dropped in training.
 
     Raises:
         ConfigError: a number below 1, or a share out of its range.
     """
 
-    def __init__(self, dim: int, *, heads: int = 4, edges: float = 0.5, hidden: int = 40, dropout: float = 0.2) -> None:
+    def __init__(
+        self, dim: int, *, heads: int = 4, edges: float = 0.5, hidden: int = 40, residual: bool = False, dropout: float = 0.2
+    ) -> None:
         super().__init__(dim, dropout=dropout)
         if min(heads, hidden) < 1:
             raise ConfigError(f"heads = {heads}, hidden = {hidden}", "1 or more of each", "try 4 and 40")
@@ -57,13 +60,14 @@ class FusedInterests(Encoder):
         self.centre = nn.Sequential(nn.Linear(3 * dim, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1, bias=False))
         self.asked, self.message = (nn.Linear(dim, dim, bias=False) for _ in range(2))  # W_q, W_a
         self.gru, self.out = nn.GRU(dim, dim, batch_first=True), nn.Linear(dim, dim)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.residual = Dropout(dropout), residual
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
         x = self.dropout(self.norm(x))
         states, _ = self.gru(self.fused(x, self.adjacency(x)))
-        return self.out(self.dropout(states))
+        moved = self.out(self.dropout(states))
+        return x + moved if self.residual else moved
 
     def adjacency(self, x: Tensor) -> Tensor:
         """Events (B, T, dim) -> (B, T, T) of 0 and 1: row t has its neighbours, itself among them."""
