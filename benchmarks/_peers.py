@@ -86,13 +86,17 @@ def clone(folder: str, source: str, commit: str) -> None:
     sys.path.insert(0, str(home))
 
 
-def peak_memory() -> float:
-    """The most that this process ever held, in MiB; NaN where the system does not say."""
+def memory(kind: str) -> float:
+    """This process's memory in MiB; NaN where the system does not say.
+
+    Args:
+        kind: ``VmHWM``, the most it ever held, mapped files included, or ``RssAnon``, what it holds now that is no file's.
+    """
     try:  # not getrusage: a process inherits from the one that started it how large that one was
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return float("nan")
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(kind)), float("nan"))
 
 
 class Clock:
@@ -119,7 +123,7 @@ class Clock:
             seconds = time.perf_counter() - self.begin
             loss = sum(float(loss) for loss in self.losses) / max(len(self.losses), 1)
             told = {"rate": self.sequences / seconds, "targets": self.targets / self.sequences, "loss": loss}
-            told["memory"] = peak_memory()
+            told |= {"memory": memory("VmHWM"), "own": memory("RssAnon")}
             print(json.dumps(told), file=self.out, flush=True)
             self._start(int(sys.stdin.readline() or sys.exit()))
         self.left -= 1
@@ -146,7 +150,7 @@ class Worker:
     Attributes:
         missing: why it cannot be had; "" when it can.
         rounds: what the clock told of the warm-up, and of each round: sequences per second, targets per sequence, mean loss, and the
-            process's largest memory so far in MiB.
+            process's largest memory so far and its own now in MiB (``memory``).
     """
 
     def __init__(self, command: list[str], errors: Path) -> None:
