@@ -18,6 +18,11 @@ from torch import Tensor
 PEERS = Path(__file__).parent / ".peers"
 RECHUB = ("torch-rechub==0.9.0", "tqdm")
 LIGHTNING = ("pytorch-lightning==2.5.2", "torchmetrics==1.9.0", "lightning-utilities==0.15.3", "pyyaml", "tqdm")
+RECBOLE = (
+    "recbole==1.2.1",
+    *("pandas==2.3.3", "pytz", "tqdm", "colorlog==4.7.2", "colorama==0.4.4", "pyyaml", "thop==0.1.1.post2209072238"),
+    *("tabulate", "texttable==1.7.0", "plotly", "psutil", "tensorboard", "protobuf", "absl-py"),
+)
 RECTOOLS = ("rectools==0.18.0", "pm-implicit==0.7.3", "typeguard==4.6.0", "fastrlock==0.8.4", "attrs", "pandas==2.3.3", "pytz", *LIGHTNING)
 
 

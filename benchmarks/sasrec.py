@@ -1,4 +1,4 @@
-"""Training SASRec, beside RecTools', torch-rechub's and a bare PyTorch loop on the same sequences, in one run.
+"""Training SASRec, beside RecTools', torch-rechub's, RecBole's and a bare PyTorch loop on the same sequences, in one run.
 
     python benchmarks/sasrec.py [--threads 2] [--rounds 3] [--quick]
 
@@ -14,7 +14,9 @@ sequence for all.  Three works:
 Isthmus sorts windows by length; "isthmus, unsorted" takes them as they come, which pads nearly every batch to the longest.  It counts
 a step in events: here as many as 256 sequences have on average.  It also asks for each user's first event, which the others cannot: one
 target more per sequence.  The others pad to 50 places.  torch-rechub has no such loss: it trains BPR, and its outputs
-are flattened to the real places, without which its trainer stops.  The bare loop is compute alone: its batches lie in memory, padded.
+are flattened to the real places, without which its trainer stops.  RecBole makes a
+sequence of every beginning of one and trains its last place alone (BPR, or a softmax over all items): one target, where the others have 37.
+The bare loop is compute alone: its batches lie in memory, padded.
 Losses are each one's own (RecTools takes the mean of a target and its negative, Isthmus their sum): they fall, but do not compare.
 
 Each trains in a process of its own, as it comes: Isthmus keeps freed memory for the next step (``isthmus.allocator``), the others do
@@ -29,6 +31,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -42,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from _peers import PEERS, RECHUB, RECTOOLS, Clock, Worker, endless, install
+from _peers import PEERS, RECBOLE, RECHUB, RECTOOLS, Clock, Worker, endless, install
 from isthmus.allocator import keep_blocks
 from isthmus.data import sequences, split
 from isthmus.data.batches import Plan
@@ -59,8 +62,8 @@ from isthmus.task import get_task
 USERS, ITEMS, LENGTH, BATCH = 50_000, 20_000, 50, 256
 DIM, BLOCKS, HEADS, DROPOUT, NEGATIVES = 64, 2, 2, 0.2, 128
 TRAINERS = {
-    "bce": ("isthmus", "bare loop", "rectools", "torch-rechub"),
-    "softmax": ("isthmus", "bare loop", "rectools"),
+    "bce": ("isthmus", "bare loop", "rectools", "torch-rechub", "recbole"),
+    "softmax": ("isthmus", "bare loop", "rectools", "recbole"),
     "uneven": ("isthmus", "isthmus, unsorted", "bare loop", "rectools"),
 }
 STEPS = 2 * sequences.GROUP  # of a round: windows of all lengths, each as often as it comes
@@ -224,6 +227,49 @@ def rectools(work: str, log: Log, clock: Clock) -> None:
     model.fit(Interactions.construct(frame))
 
 
+def recbole(work: str, log: Log, folder: Path, clock: Clock) -> None:
+    """RecBole's SASRec, through its own loader and trainer."""
+    install("recbole", RECBOLE, PEERS / "for_recbole")
+    for name, now in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
+        setattr(np, name, now)  # names that numpy 2 has no more
+    from recbole.config import Config  # pyright: ignore
+    from recbole.data import create_dataset, data_preparation  # pyright: ignore
+    from recbole.utils import get_model, get_trainer  # pyright: ignore
+
+    os.chdir(folder)  # it writes into the folder it is started in
+    sys.argv = sys.argv[:1]  # and reads the command line
+    (folder / "log").mkdir(exist_ok=True)
+    frame = pl.DataFrame({"user_id:token": log.user, "item_id:token": log.item, "timestamp:float": np.arange(len(log.user))})
+    frame.write_csv(folder / "log" / "log.inter", separator="\t")
+    softmax = work == "softmax"
+    settings: dict[str, Any] = {
+        "data_path": str(folder),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": LENGTH,
+        **{"hidden_size": DIM, "inner_size": DIM, "n_layers": BLOCKS, "n_heads": HEADS},
+        **{"hidden_dropout_prob": DROPOUT, "attn_dropout_prob": DROPOUT, "train_batch_size": BATCH},
+        "loss_type": "CE" if softmax else "BPR",
+        "train_neg_sample_args": None if softmax else {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False},
+        **{"use_gpu": False, "show_progress": False},
+    }
+    config = Config(model="SASRec", dataset="log", config_dict=settings)
+    loader, _, _ = data_preparation(config, dataset := create_dataset(config))
+    model = get_model("SASRec")(config, dataset)
+    compute = model.calculate_loss
+
+    def told(batch: Any) -> Tensor:
+        clock.learnt(loss := compute(batch))
+        return loss
+
+    def counted() -> Iterator[Any]:
+        for batch in endless(loader):
+            clock(len(batch), len(batch))
+            yield batch
+
+    model.calculate_loss = told
+    get_trainer(config["MODEL_TYPE"], config["model"])(config, model)._train_epoch(counted(), 0)
+
+
 class Counted:
     """torch-rechub's loader without end, each batch told to the clock."""
 
@@ -283,6 +329,8 @@ def serve(work: str, name: str, folder: Path) -> None:
             bare(work, log, clock)
         elif name == "rectools":
             rectools(work, log, clock)
+        elif name == "recbole":
+            recbole(work, log, folder, clock)
         else:
             rechub(log, clock)
     except ImportError as error:
