@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,7 @@ from isthmus.scores import TYPES, Kind, Scores
 from isthmus.segments import places
 from isthmus.slices import SOURCE_STATES, STATES
 from isthmus.task import Task, default_task
+from isthmus.threads import compute_alone
 
 if TYPE_CHECKING:
     from isthmus.batch import Batch
@@ -44,12 +46,15 @@ if TYPE_CHECKING:
 __all__ = ["Kind", "Scores", "score"]
 
 PAIRS = 1 << 17  # most (row, candidate) pairs in one call of a model
-CELLS = 1 << 23  # most cells of one block of queries x catalogue
+CELLS = 1 << 23  # most cells of one block of queries x catalogue, of which every thread has one: 32 MiB
+ROWS = 1 << 9  # most queries of a block where threads share the blocks, so that a small catalogue has some for all of them
+ITEMS, USERS = 1 << 14, 1 << 10  # rows of one call for the vectors of items, and of users
 WORST = float(np.finfo(np.float32).min)  # stands for the score of an item outside the catalogue
 FEW = 5  # most training events in the domain of a user in state "few"
 SOURCE_BOUNDS = (5, 20)  # training events in other domains from which the next state begins
 SEED = 0  # of sampled items
 Candidates = Literal["auto", "lists", "full", "sampled"]
+Asked = tuple[Queries, Callable[[], Tensor]]  # some queries, and what gives their scores of the whole catalogue (Q, n)
 
 
 def score(
@@ -67,6 +72,8 @@ def score(
     limit: int | None = None,
 ) -> Scores:
     """Scores a part of the data, on the device where the model is.
+
+    On a CPU a full ranking by a retriever keeps as many cores busy as torch has threads; each thread holds 32 MiB of scores.
 
     Args:
         model: a fitted model.
@@ -187,35 +194,46 @@ def _full(work: _Work, domain: int) -> Iterator[dict[str, np.ndarray]]:
         return
     catalogue, seen = work.dataset.catalogue(domain, work.catalogue).astype(np.int64), seen_items(work.dataset, work.part, domain)
     before = chosen_before(work.dataset, work.part, queries)
-    scorer = _catalogue_scorer(work, domain, catalogue)
+    retriever = isinstance(work.model, Retriever)
+    alone = retriever and device_of(work.model).type == "cpu"
+    size = max(1, min(work.how.batch_size, ROWS if alone else CELLS, CELLS // max(1, len(catalogue))))
 
-    def ranked(scored: tuple[Queries, Tensor]) -> dict[str, np.ndarray]:
-        block, scores = scored
+    def ranked(block: Queries, scores: Callable[[], Tensor]) -> dict[str, np.ndarray]:
         with torch.inference_mode():  # every thread has its own
-            return _ranking(work, block, catalogue, [seen.gather(block.user), before.gather(block.group)], scores)
+            return _ranking(work, block, catalogue, [seen.gather(block.user), before.gather(block.group)], scores())
 
-    blocks = queries.blocks(max(1, min(work.how.batch_size, CELLS // max(1, len(catalogue)))))
     keep_blocks()
-    yield from ahead(ranked, ((block, scorer(block)) for block in blocks), 1)  # a block is ranked while the next one is scored
+    asked = (_products if retriever else _forwards)(work, queries, catalogue, size)
+    if alone:  # as many blocks at once as torch has threads, each from product to places by one of them: nothing waits for a core
+        threads = torch.get_num_threads()
+        yield from ahead(lambda one: ranked(*one), asked, 2 * threads, threads, compute_alone)
+    else:  # a block is ranked while the next one is scored
+        yield from ahead(lambda one: ranked(one[0], lambda: one[1]), ((block, scores()) for block, scores in asked), 1)
 
 
-def _catalogue_scorer(work: _Work, domain: int, catalogue: np.ndarray) -> Callable[[Queries], Tensor]:
-    """Queries -> scores of the whole catalogue (Q, n)."""
+def _products(work: _Work, queries: Queries, catalogue: np.ndarray, size: int) -> Iterator[Asked]:
+    """Of a retriever, whose vectors are made here, in the caller's thread."""
+    assert isinstance(work.model, Retriever)
     model, codes = work.model, torch.from_numpy(catalogue).to(device_of(work.model))
-    if isinstance(model, Retriever):
-        vectors = torch.cat([model.item_vector(part, torch.full_like(part, domain)) for part in codes.split(PAIRS)])
-        return lambda block: (model.user_vector(work.batch(block, np.zeros((len(block), 0), np.int64))) @ vectors.T).float()
+    items = torch.cat([model.item_vector(some, torch.full_like(some, queries.domain)) for some in codes.split(ITEMS)]).T
+    for batch in queries.blocks(min(work.how.batch_size, max(size, USERS)) // size * size):
+        users = model.user_vector(work.batch(batch, np.zeros((len(batch), 0), np.int64)))
+        for block, own in zip(batch.blocks(size), users.split(size), strict=True):
+            yield block, lambda own=own: (own @ items).float()
 
-    def scorer(block: Queries) -> Tensor:
-        # Many candidates of few queries: a query's own side is computed once per call.
-        rows, cuts = max(1, PAIRS // max(1, len(catalogue))), np.arange(PAIRS, len(catalogue), PAIRS)
+
+def _forwards(work: _Work, queries: Queries, catalogue: np.ndarray, size: int) -> Iterator[Asked]:
+    """Of any model: many candidates of few queries, since a query's own side is computed once per call."""
+    rows, cuts = max(1, PAIRS // max(1, len(catalogue))), np.arange(PAIRS, len(catalogue), PAIRS)
+
+    def scores(block: Queries) -> Tensor:
         parts = [
-            torch.cat([model(work.batch(few, np.tile(some, (len(few), 1)))).logit for some in np.split(catalogue, cuts)], 1)
+            torch.cat([work.model(work.batch(few, np.tile(some, (len(few), 1)))).logit for some in np.split(catalogue, cuts)], 1)
             for few in block.blocks(rows)
         ]
         return torch.cat(parts).float()
 
-    return scorer
+    return ((block, partial(scores, block)) for block in queries.blocks(size))
 
 
 def _ranking(
@@ -270,10 +288,10 @@ def _finished(dataset: Dataset, blocks: Iterable[dict[str, np.ndarray]]) -> pl.D
     names = pl.Series(dataset.schema.domain_names, dtype=pl.String)
     frames = []
     for columns in blocks:
-        texts = {"domain": names.gather(columns["domain"]), "state": _states(dataset, columns["user"], columns["domain"])}
-        frames.append(
-            pl.DataFrame({**columns, **texts}).select(pl.col(name).cast(TYPES[name]) for name in TYPES if name in columns or name in texts)
-        )
+        texts = {"domain": names[columns["domain"]], "state": _states(dataset, columns["user"], columns["domain"])}
+        frame = columns | texts
+        # Not by a select with casts: its threads would wait for cores that scoring has.
+        frames.append(pl.DataFrame({name: frame[name] for name in TYPES if name in frame}, schema_overrides=TYPES))
     if not frames:
         raise DataError("nothing to score", "events of this part in these domains", "choose another part or other domains")
     return pl.concat(frames)
@@ -283,9 +301,9 @@ def _states(dataset: Dataset, user: np.ndarray, domain: np.ndarray) -> pl.Series
     """How much training tells of each row's user: in the domain, or, of users held out of it, in the others."""
     own = dataset.events_of(user, domain)
     if dataset.manifest["split"]["rule"] != COLD_USERS:
-        return pl.Series(STATES).gather(np.digitize(own, (1, FEW + 1)))
+        return pl.Series(STATES)[np.digitize(own, (1, FEW + 1))]
     events = sum(dataset.events_of(user, d) for d in range(len(dataset.schema.domains))) - own
-    return pl.Series(SOURCE_STATES).gather(np.digitize(events, SOURCE_BOUNDS))
+    return pl.Series(SOURCE_STATES)[np.digitize(events, SOURCE_BOUNDS)]
 
 
 def _kind(dataset: Dataset, part: str, candidates: str) -> Literal["lists", "full", "sampled"]:

@@ -349,6 +349,12 @@ def test_errors_of_the_background_thread_reach_the_caller():
         next(stream)
 
 
+def test_every_background_thread_begins_as_it_is_told():
+    own = threading.local()
+    stream = ahead(lambda number: (number, own.begun), range(20), 4, 2, lambda: setattr(own, "begun", True))
+    assert list(stream) == [(number, True) for number in range(20)]
+
+
 def test_closing_ends_the_background_thread(dataset):
     def running():
         return [t for t in threading.enumerate() if t.name.startswith("isthmus-ahead")]

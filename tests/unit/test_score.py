@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +71,45 @@ class Plain(Model):
         assert torch.is_inference_mode_enabled()
         self.asked.append(tuple(batch.item.shape))
         return self.dot(batch)
+
+
+class Watched(Retriever):
+    """Random vectors; remembers which thread made how many, and which multiplied them, with how many of torch's threads."""
+
+    def __init__(self, schema: Schema, *, together: int = 1) -> None:
+        super().__init__(schema)
+        self.weight = torch.nn.Parameter(torch.randn(schema.user.size + schema.item.size, 8))
+        self.made, self.multiplied = list[tuple[int, int]](), list[tuple[int, int]]()
+        met, waiting = Barrier(together), iter(range(together))
+
+        class User(Tensor):
+            @classmethod
+            def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                found: Any = super().__torch_function__(func, types, args, kwargs)
+                if func is not Tensor.matmul:
+                    return found
+                self.multiplied.append((get_ident(), torch.get_num_threads()))
+                if next(waiting, None) is not None:  # the first products wait for each other
+                    met.wait(60)
+                return found.as_subclass(Tensor)
+
+        self.kind = User
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        self.made.append((get_ident(), len(batch)))
+        return self.weight[batch.user].as_subclass(self.kind)
+
+    def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
+        self.made.append((get_ident(), len(item)))
+        return self.weight[self.schema.user.size + item]
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 class Recent(Model):
@@ -191,6 +233,58 @@ class TestFullRanking:
         assert model.training
         if small:
             assert max(b * c for b, c in model.asked) <= 5
+
+    @pytest.mark.usefixtures("three_threads")
+    def test_each_thread_multiplies_blocks_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = made(*random_log(1), tmp_path)
+        monkeypatch.setattr("isthmus.score.ROWS", 1)
+        model = Watched(data.schema, together=3)
+        score(model, data, "test", task=RETRIEVAL, domains=(0,))
+        assert {thread for thread, _ in model.made} == {get_ident()}  # what may be an exchange with other processes
+        assert len({thread for thread, _ in model.multiplied}) == 3
+        assert get_ident() not in {thread for thread, _ in model.multiplied}
+        assert {number for _, number in model.multiplied} == {1}
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+
+    @pytest.mark.usefixtures("three_threads")
+    def test_the_number_of_threads_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = made(*random_log(2, items=300), tmp_path)
+        monkeypatch.setattr("isthmus.score.ROWS", 2)
+        model, found = Watched(data.schema), list[pl.DataFrame]()
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(score(model, data, "test", task=RETRIEVAL, k=20).frame)
+        assert len(model.multiplied) > 3 * 4
+        assert found[0].equals(found[1])
+        assert found[0].equals(found[2])
+
+    def test_vectors_are_made_for_more_queries_than_a_block_has(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = made(*random_log(3, "x"), tmp_path)
+        model, most = Watched(data.schema), list[int]()
+        monkeypatch.setattr("isthmus.score.USERS", 5)
+        monkeypatch.setattr("isthmus.score.ITEMS", 4)
+        for rows, batch_size in ((2, 100), (3, 100), (7, 100), (2, 3), (7, 1)):
+            monkeypatch.setattr("isthmus.score.ROWS", rows)
+            model.made.clear()
+            score(model, data, "train", task=RETRIEVAL, how=How(batch_size=batch_size))
+            sizes = [size for _, size in model.made]
+            assert sizes[:3] == [4, 4, 3]  # of items
+            assert sum(sizes[3:]) == 10
+            most.append(max(sizes[3:]))
+        assert most == [4, 3, 7, 2, 1]
+
+    @pytest.mark.usefixtures("three_threads")
+    def test_what_goes_wrong_in_a_thread_ends_them_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = made(*random_log(1), tmp_path)
+        monkeypatch.setattr("isthmus.score.ROWS", 2)
+        model = Watched(data.schema)
+        with torch.no_grad():
+            model.weight[5] = math.nan
+        with pytest.raises(DataError, match="not numbers"):
+            score(model, data, "test", task=RETRIEVAL)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("isthmus-ahead")]
+        assert torch.get_num_threads() == 3
 
     def test_seen_items_are_hidden_and_kept_places_are_the_best(self, tmp_path: Path) -> None:
         events, part = random_log(2)

@@ -11,7 +11,9 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[S], T], given: Iterable[S], prefetch: int, threads: int = 1) -> Generator[T, None, None]:
+def ahead(
+    make: Callable[[S], T], given: Iterable[S], prefetch: int, threads: int = 1, begin: Callable[[], None] | None = None
+) -> Generator[T, None, None]:
     """``make`` of each thing given in turn, up to ``prefetch`` of them made ahead.
 
     Args:
@@ -19,6 +21,7 @@ def ahead(make: Callable[[S], T], given: Iterable[S], prefetch: int, threads: in
         given: what to do it with; asked for in the caller's thread.
         prefetch: 0: nothing happens before it is asked for, and no thread is started.
         threads: how many are worked on at once.
+        begin: what each of the threads does first.
 
     Returns:
         A generator; closing it ends the threads.  What goes wrong there is raised here.
@@ -26,7 +29,7 @@ def ahead(make: Callable[[S], T], given: Iterable[S], prefetch: int, threads: in
     if not prefetch:
         yield from map(make, given)
         return
-    pool, waiting = ThreadPoolExecutor(threads, "isthmus-ahead"), deque[Any]()
+    pool, waiting = ThreadPoolExecutor(threads, "isthmus-ahead", begin), deque[Any]()
     try:
         for one in given:
             waiting.append(pool.submit(make, one))
