@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.data import split as splits
-from isthmus.data.chunks import empty
+from isthmus.data.chunks import Growing
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
@@ -300,7 +300,6 @@ AGAIN = """
 import sys
 import polars as pl
 from isthmus.data import split
-from isthmus.data.chunks import empty
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
 
@@ -355,9 +354,9 @@ def test_the_sizes_of_the_pieces_change_nothing(tmp_path_factory, case, chunk: i
 
 
 def copied(column: np.ndarray) -> np.ndarray:
-    found = empty(len(column), column.dtype)
-    found[:] = column
-    return found
+    found = Growing(column.dtype)
+    found.append(column)
+    return found.done()
 
 
 def test_wrong_names(tmp_path: Path):
@@ -449,7 +448,6 @@ import resource, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a SIGINT that is ignored
 import numpy as np
 from isthmus.data import split
-from isthmus.data.chunks import empty
 from isthmus.data.encode import encode
 from isthmus.data.events import Events
 from isthmus.errors import StorageError
