@@ -22,7 +22,7 @@ from isthmus.data.split import TRAIN, Split
 from isthmus.segments import Segments
 from isthmus.storage import write_json
 
-BLOCK, MOST_BLOCKS = 1 << 20, 250  # events sorted at once, at least; and how many times at most the users are divided
+BLOCK, MOST_BLOCKS = 1 << 18, 250  # events sorted at once, at least: few enough for the cache; and how many times at most users are divided
 NOBODY = -1  # a domain that no event has
 SENTINEL = np.iinfo(np.int64).max
 REMEMBERED, SEEN, TRAINED = 1, 2, 4  # what an event is for: histories, the known positives, the numbers of training events
