@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isthmus import arrow
 from isthmus.data import split as splits
 from isthmus.data.chunks import Growing
 from isthmus.data.dataset import Dataset
@@ -213,6 +214,11 @@ def test_counts_and_known_items(tmp_path_factory, case):
             assert set(data.item_vocabulary.decode(codes)) == seen
             assert (np.diff(codes) > 0).all()
     assert data.positives().toarray().tolist() == whole.tolist()
+    pairs = (
+        data.user_vocabulary.encode(train["user"]) * len(DOMAINS) + train["domain"].replace_strict(DOMAINS, range(len(DOMAINS))).to_numpy()
+    )
+    found = [arrow.read(data.path / "counts" / f"{name}.arrow")["value"].tolist() for name in ("key", "count")]
+    assert found == [values.tolist() for values in np.unique(pairs, return_counts=True)]
     if events.schema.label == "rating":
         mean = {key: rows["label"].mean() for key, rows in train.group_by("user", "item")}
         expected = [[mean.get((u, i), 0.0) for i in items] for u in users]
