@@ -45,6 +45,20 @@ class Column:
         """Numbers (n,) to the end."""
         self.put(self.size, values)
 
+    def get(self, begin: int, end: int) -> np.ndarray:
+        """The numbers (end - begin,) of places that were written.
+
+        Raises:
+            SourceError: the file ends before them.
+        """
+        values = bytearray((end - begin) * self._dtype.itemsize)
+        left, place = memoryview(values), self._before + begin * self._dtype.itemsize
+        while left:
+            if not (read := os.preadv(self._file, [left], place)):
+                raise SourceError(f"a file of {self.size:,} numbers ends early", "what was written there", "check the disk")
+            place, left = place + read, left[read:]
+        return np.frombuffer(values, self._dtype)
+
     def finish(self) -> None:
         """Writes what stands around the numbers."""
         before, after = self._frame(self.size)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from isthmus import arrow
 from isthmus.data import chunks
-from isthmus.data.chunks import count, distinct, empty, memory, order_of
+from isthmus.data.chunks import Growing, count, distinct, memory, order_of
 from isthmus.data.moments import moment_at
 from isthmus.errors import StorageError
 
@@ -62,21 +62,36 @@ def test_few_bins_are_enough_for_any_times(monkeypatch: pytest.MonkeyPatch) -> N
     assert [moment_at(widest, n / 3, "events") for n in range(4)] == [-(2**63), 0, 2**63 - 1, None]
 
 
-def test_a_column_that_would_fill_the_memory_lies_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    assert isinstance(empty(1000, np.int64).base, type(None))
-    monkeypatch.setattr(chunks, "memory", lambda: 16 * 7999)
+@given(st.lists(st.integers(0, 30), max_size=9), st.integers(0, 60))
+def test_a_growing_column_lies_in_a_file_where_it_would_fill_the_memory(lengths: list[int], fits: int) -> None:
+    whole, column = np.arange(sum(lengths)), Growing(np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "memory", lambda: fits * 8 * chunks.SHARE)
+        for piece in np.split(whole, np.cumsum(lengths)):
+            column.append(piece)
+            np.testing.assert_array_equal(column.values, whole[: column.size])
+        found = column.done()
+    np.testing.assert_array_equal(found, whole)
+    assert found.dtype == whole.dtype
+    assert found.flags.writeable
+    if len(whole) > fits:
+        assert isinstance(found.base.obj, mmap.mmap)
+    elif len(whole) + len(whole) // 8 <= fits:
+        assert found.base is None
+
+
+def test_the_file_of_a_growing_column(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(chunks, "memory", lambda: 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    column = empty(1000, np.int64)
-    assert isinstance(column.base.obj, mmap.mmap)
-    assert column.flags.writeable
-    column[:] = np.arange(1000)
-    assert column.sum() == 499_500
+    column = Growing(np.int64)
+    column.append(np.arange(1000))
     assert list(tmp_path.iterdir()) == []  # nobody has to clear up
-    assert empty(999, np.int64).base is None
-    monkeypatch.setattr(chunks, "memory", lambda: 16)
+    found = column.done()
+    del column
+    assert found.sum() == 499_500
     monkeypatch.setattr(os, "posix_fallocate", _full)
     with pytest.raises(StorageError, match="the disk is full"):
-        empty(1000, np.int64)
+        Growing(np.int64).append(found)
 
 
 def _full(*_: int) -> None:

@@ -21,8 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isthmus import arrow
 from isthmus.data import split as splits
-from isthmus.data.chunks import empty
+from isthmus.data.chunks import Growing
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
@@ -213,6 +214,11 @@ def test_counts_and_known_items(tmp_path_factory, case):
             assert set(data.item_vocabulary.decode(codes)) == seen
             assert (np.diff(codes) > 0).all()
     assert data.positives().toarray().tolist() == whole.tolist()
+    pairs = (
+        data.user_vocabulary.encode(train["user"]) * len(DOMAINS) + train["domain"].replace_strict(DOMAINS, range(len(DOMAINS))).to_numpy()
+    )
+    found = [arrow.read(data.path / "counts" / f"{name}.arrow")["value"].tolist() for name in ("key", "count")]
+    assert found == [values.tolist() for values in np.unique(pairs, return_counts=True)]
     if events.schema.label == "rating":
         mean = {key: rows["label"].mean() for key, rows in train.group_by("user", "item")}
         expected = [[mean.get((u, i), 0.0) for i in items] for u in users]
@@ -300,7 +306,6 @@ AGAIN = """
 import sys
 import polars as pl
 from isthmus.data import split
-from isthmus.data.chunks import empty
 from isthmus.data.encode import encode
 from isthmus.data.events import read_events
 
@@ -355,9 +360,9 @@ def test_the_sizes_of_the_pieces_change_nothing(tmp_path_factory, case, chunk: i
 
 
 def copied(column: np.ndarray) -> np.ndarray:
-    found = empty(len(column), column.dtype)
-    found[:] = column
-    return found
+    found = Growing(column.dtype)
+    found.append(column)
+    return found.done()
 
 
 def test_wrong_names(tmp_path: Path):
@@ -449,7 +454,6 @@ import resource, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a SIGINT that is ignored
 import numpy as np
 from isthmus.data import split
-from isthmus.data.chunks import empty
 from isthmus.data.encode import encode
 from isthmus.data.events import Events
 from isthmus.errors import StorageError

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.io.plugins import register_io_source
 
 from isthmus.data.events import Events, read_events
-from isthmus.data.intern import read_log
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, SourceError
 from isthmus.schema import Field
 
@@ -305,14 +305,32 @@ def test_a_csv_whose_text_is_no_number(tmp_path: Path):
         read(pl.scan_csv(file))
 
 
-def test_a_log_that_grows_between_the_readings(tmp_path: Path):
-    file = tmp_path / "log.csv"
-    log().write_csv(file)
-    rows = read_log(pl.scan_csv(file), NAMES, (), None, "s", None, None)
-    with open(file, "a") as out:
-        out.write("b,30,x,9,1\n")
-    with pytest.raises(SourceError, match="changed"):
-        rows.intern(rows.user_ids, rows.item_ids)
-    log(u=["b", "new", "b", "c"]).write_csv(file)
-    with pytest.raises(SourceError, match="changed"):
-        rows.intern(rows.user_ids, rows.item_ids)
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_a_log_is_read_once(monkeypatch: pytest.MonkeyPatch, chunk: int):
+    """And neither the sizes of its pieces nor their ids' order of arrival change anything."""
+    monkeypatch.setattr("isthmus.data.intern.CHUNK", chunk)
+    frame = log(p=["r", None, "q", "r"], m=[["z", "a"], None, ["b", None], []], b=["buy", "view", "view", "buy"])
+    readings = []
+
+    def source(columns: list[str] | None, *_: Any):
+        readings.append(columns)
+        yield from (frame.select(columns or pl.all()).slice(n, 1) for n in range(len(frame)))
+
+    options: dict[str, Any] = {"time": "t", "label": "y", "behaviour": "b", "context": ("p", "m")}
+    here, there = read(frame, **options), read(register_io_source(source, schema=frame.schema), **options)
+    assert len(readings) == 1
+    assert there.frame().equals(here.frame())
+    assert there.context["p"].index is not None
+    assert there.context["p"].index.tolist() == [1, -1, 0, 1]
+    assert there.context["m"].values.to_list() == ["a", "b", "z"]
+    for events in (here, there):
+        assert events.user_ids.is_sorted()
+        assert events.item_ids.is_sorted()
+
+
+@pytest.mark.parametrize(("number", "message"), [(127, "127 behaviour names"), (300, "more than 126 behaviour names")])
+def test_too_many_names(number: int, message: str):
+    frame = pl.DataFrame({"u": 1, "i": 1, "d": "x", "b": pl.Series(range(number))}, strict=False)
+    with pytest.raises(ColumnError, match=message):
+        read(frame, behaviour="b")
+    assert len(read(frame[:126], behaviour="b").schema.behaviours) == 126

@@ -16,7 +16,7 @@ import numpy as np
 from isthmus import arrow
 from isthmus.data import columns as col
 from isthmus.data.ahead import ahead
-from isthmus.data.chunks import THREADS, chunks, distinct
+from isthmus.data.chunks import THREADS, by_bin, chunks, distinct
 from isthmus.data.events import Events
 from isthmus.data.fields import Coder
 from isthmus.data.split import PARTS, TEST, Split
@@ -154,9 +154,7 @@ class _Bins:
 def _read(rows: slice, events: Events, bins: _Bins, codes: Codes) -> _Chunk:
     """A chunk, coded and ordered."""
     where = bins.of(rows)
-    order = np.argsort(where, kind="stable")
-    size = np.bincount(where, minlength=bins.number + 1)[:-1]
-    order = order[: size.sum()]
+    order, size = by_bin(where, bins.number)
     columns = {
         "user": codes.user[events.user[rows][order]],
         "item": codes.item[events.item[rows][order]],

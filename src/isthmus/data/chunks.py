@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,23 @@ def count(values: np.ndarray, size: int, where: Callable[[slice], np.ndarray] | 
     """
     total = np.zeros(size, np.int64)
     for rows in chunks(len(values)):
-        total += np.bincount(values[rows] if where is None else values[rows][where(rows)], minlength=size)
+        counted = values[rows] if where is None else np.where(where(rows), values[rows], size)  # faster than choosing them
+        total += np.bincount(counted, minlength=size + 1)[:size]
     return total
+
+
+def by_bin(bin_of: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in order of their bins, those of a bin as they come.
+
+    Args:
+        bin_of: (n,) integers from 0; rows with ``bins`` are left out.  Small types are put in order several times as fast.
+        bins: how many there are.
+
+    Returns:
+        (m,) int64 rows, and (bins,) how many of each.
+    """
+    size = np.bincount(bin_of, minlength=bins + 1)[:-1]
+    return np.argsort(bin_of, kind="stable")[: size.sum()], size
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
@@ -100,21 +116,56 @@ def _places(key: np.ndarray) -> np.ndarray:
     return packed
 
 
-def empty(size: int, dtype: Any) -> np.ndarray:
-    """Room for a column of events (size,): in memory, or in a temporary file (folder ``TMPDIR``) where it would fill the memory.
+class Growing:
+    """A column that comes piece after piece: in memory, or in a temporary file (folder ``TMPDIR``) where it would fill the memory.
 
-    Raises:
-        StorageError: no room for the file.
+    Args:
+        dtype: of its numbers.
+
+    Attributes:
+        size: how many there are so far.
     """
-    needed = size * np.dtype(dtype).itemsize
-    if needed <= memory() // SHARE:
-        return np.empty(size, dtype)
-    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile(prefix="isthmus-") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, needed)  # now, and not when a page is written
-        else:
-            file.truncate(needed)
-        return np.frombuffer(mmap.mmap(file.fileno(), needed), dtype)
+
+    def __init__(self, dtype: Any) -> None:
+        self.size, self._room, self._file = 0, np.empty(0, dtype), None
+
+    @property
+    def values(self) -> np.ndarray:
+        """(size,) the numbers so far, until more of them come."""
+        return self._room[: self.size]
+
+    def append(self, values: np.ndarray) -> None:
+        """Numbers (n,) to the end.
+
+        Raises:
+            StorageError: no room for the file.
+        """
+        end = self.size + len(values)
+        if end > len(self._room):
+            self._make_room(end + end // 8)
+        self._room[self.size : end] = values
+        self.size = end
+
+    def done(self) -> np.ndarray:
+        """(size,) all numbers, without room for more."""
+        self._make_room(self.size)
+        return self._room
+
+    def _make_room(self, size: int) -> None:
+        needed = size * self._room.itemsize
+        if self._file is None and needed <= memory() // SHARE:
+            self._room.resize(size, refcheck=False)  # without a copy: ``values`` are not kept
+            return
+        with storage_errors(Path(tempfile.gettempdir())):
+            before = self._room[:0] if self._file is not None else self.values
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="isthmus-")  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            self._file.truncate(needed)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, needed)  # now, and not when a page is written
+            self._room = np.frombuffer(mmap.mmap(self._file.fileno(), needed), before.dtype)
+            self._room[: len(before)] = before
 
 
 def memory() -> int:

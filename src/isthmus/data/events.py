@@ -178,8 +178,8 @@ def read_events(
     used = {canonical: name for canonical, name in named.items() if name is not None}
     rows = col.lazy(frame, [*used.values(), *col.field_names(context)], "events")
     log = read_log(rows, used, context, label_kind, time_unit, domains, behaviours)
-    user_table, user_kinds = side_table(users, user_id or user, user_fields, log.user_ids.dtype, "users")
-    item_table, item_kinds = side_table(items, item_id or item, item_fields, log.item_ids.dtype, "items")
+    user_table, user_kinds = side_table(users, user_id or user, user_fields, log.found["user"].dtype, "users")
+    item_table, item_kinds = side_table(items, item_id or item, item_fields, log.found["item"].dtype, "items")
     schema = Schema(
         user=Entity("user", user_kinds),
         item=Entity("item", item_kinds),
@@ -190,10 +190,10 @@ def read_events(
         behaviours=log.behaviours,
         context=log.context,
     )
-    extra = None if extra_items is None else as_ids(extra_items, log.item_ids.dtype, "extra_items")
-    shown = shown_items(shows, schema.domain_names, log.item_ids.dtype)
-    user_ids = _all_ids(log.user_ids, [None if user_table is None else user_table["id"]])
-    item_ids = _all_ids(log.item_ids, [None if item_table is None else item_table["id"], extra, *(shown or [])])
+    extra = None if extra_items is None else as_ids(extra_items, log.found["item"].dtype, "extra_items")
+    shown = shown_items(shows, schema.domain_names, log.found["item"].dtype)
+    user_ids = _all_ids(log.found["user"], [None if user_table is None else user_table["id"]])
+    item_ids = _all_ids(log.found["item"], [None if item_table is None else item_table["id"], extra, *(shown or [])])
     return _interned(log, schema, user_ids, item_ids, user_table, item_table, shown)
 
 
@@ -206,7 +206,7 @@ def _interned(
     items: pl.DataFrame | None,
     shown: list[pl.Series] | None,
 ) -> Events:
-    """The second reading of the log: ids become integers."""
+    """The events, with ids as places among all of them."""
     read = log.intern(user_ids, item_ids)
     return Events(
         schema=schema,

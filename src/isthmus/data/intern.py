@@ -1,12 +1,12 @@
-"""The two readings of an event log: the first finds out what there is and checks it, the second turns ids to integers.
+"""The reading of an event log: once, in a stream, which turns ids to integers as it meets them and finds out what there is.
 
-Both run in polars' streaming engine, and a lazy frame is never whole in memory: what grows with the number of
-rows are the integer columns alone.
+A lazy frame is never whole in memory: what grows with the number of rows are the integer columns alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,100 +14,107 @@ import numpy as np
 import polars as pl
 
 from isthmus.data import columns as col
-from isthmus.data.chunks import empty
-from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, SourceError, nearest
+from isthmus.data.chunks import THREADS, Growing, chunks, count
+from isthmus.data.places import Places
+from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, nearest
 from isthmus.schema import Field, LabelKind
 
 CHUNK = 250_000  # rows read at once
 MOST_NAMES = {"domain": 2**15 - 1, "behaviour": 2**7 - 2}  # what int16 holds; what int8 holds as codes from 1
 DTYPES = {"user": np.int32, "item": np.int32, "domain": np.int16, "time": np.int64, "label": np.float32, "behaviour": np.int8}
+IDS = ("user", "item", "domain", "behaviour")
 
 
 @dataclass(frozen=True)
 class Log:
-    """A checked event log.
+    """A checked event log of N rows.
 
     Attributes:
-        rows: canonical columns, and ``context:<name>`` for context fields.
-        count: N, the number of rows.
-        user_ids, item_ids: found in the log; unique, in no order.
+        columns: by canonical name, and ``context:<name>`` for context fields: (N,) numbers, or places in ``found``, flat when multi-valued.
+        found: by column: its ids, names or categories in order of arrival, unique.
+        offsets: by multi-valued column, (N + 1,) int64.
         domains, behaviours: names in order.
         label_kind, time_unit: as declared or found.
         context: fields with their kinds.
-        categories: by column of ``rows``, the categories of context fields; unique, ascending.
     """
 
-    rows: pl.LazyFrame
-    count: int
-    user_ids: pl.Series
-    item_ids: pl.Series
+    columns: dict[str, np.ndarray]
+    found: dict[str, pl.Series]
+    offsets: dict[str, np.ndarray]
     domains: tuple[str, ...]
     behaviours: tuple[str, ...]
     label_kind: LabelKind
     time_unit: str
     context: tuple[Field, ...]
-    categories: dict[str, pl.Series]
 
     def intern(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, Any]:
-        """Reads the log again, as integers.
+        """The columns with the places that are theirs for good, instead of those in order of arrival; to be asked for once.
 
         Args:
             user_ids, item_ids: unique; the integers are places in these.
 
         Returns:
             Canonical name -> (N,) array; ``context:<name>`` -> arguments of its ``ContextColumn``.
+        """
+        known = {name: found.drop_nulls().sort().rename("id") for name, found in self.found.items() if name not in IDS}
+        known |= {"user": user_ids, "item": item_ids, "domain": pl.Series(self.domains, dtype=pl.String)}
+        known |= {"behaviour": pl.Series(self.behaviours, dtype=pl.String)} if self.behaviours else {}
+        out: dict[str, Any] = {name: column for name, column in self.columns.items() if not name.startswith("context:")}
+        for name, values in known.items():
+            column = self.columns[name]
+            place = col.locate(self.found[name], values).astype(column.dtype)
+            for rows in chunks(len(column)):
+                column[rows] = place.take(column[rows])
+        for name in self.columns.keys() - out.keys():
+            column = self.columns[name]
+            out[name] = {"values": known[name], "index": column, "offsets": self.offsets.get(name)} if name in known else {"values": column}
+        return out
+
+
+class _Reading:
+    """The columns of a log, batch after batch.
+
+    Args:
+        schema: of the batches.
+        fields: those of the context.
+    """
+
+    def __init__(self, schema: pl.Schema, fields: Sequence[Field]) -> None:
+        kinds = {f"context:{f.name}": f.kind for f in fields}
+        dtypes = DTYPES | {name: np.float32 if kind == "numeric" else np.int32 for name, kind in kinds.items()}
+        self.columns = {name: Growing(dtypes[name]) for name in schema.names()}
+        interned = {*IDS, *(name for name, kind in kinds.items() if kind != "numeric")}
+        self.places = {name: Places(getattr(dtype, "inner", dtype)) for name, dtype in schema.items() if name in interned}
+        self.ends = {name: Growing(np.int64) for name, kind in kinds.items() if kind == "multi"}
+        self._facts, self._found = _facts(schema, fields), list[pl.DataFrame]()
+
+    def take(self, batch: pl.DataFrame, pool: ThreadPoolExecutor) -> None:
+        """Puts a batch at the end of all columns.
 
         Raises:
-            SourceError: the log has changed since it was checked.
+            ColumnError: more names than there may be.
         """
-        ids = {"user": user_ids, "item": item_ids, "domain": pl.Series(self.domains, dtype=pl.String)}
-        ids |= {"behaviour": pl.Series(self.behaviours, dtype=pl.String)} if self.behaviours else {}
-        kinds = {f"context:{f.name}": f.kind for f in self.context}
-        joined = ids | {name: values for name, values in self.categories.items() if kinds[name] == "categorical"}
-        rows = self.rows
-        for name, values in joined.items():
-            if values.dtype == pl.String:  # twice as fast as a join
-                rows = rows.with_columns(pl.col(name).cast(pl.Enum(values), strict=False).to_physical().alias(f"{name}#"))
-            else:
-                places = pl.LazyFrame({name: values}).with_row_index(f"{name}#")
-                rows = rows.join(places, on=name, how="left", maintain_order="left")
-        columns = [name for name in self.rows.collect_schema().names() if kinds.get(name) != "multi"]
-        lists = [name for name, kind in kinds.items() if kind == "multi"]
-        rows = rows.select(*(_number(name, name in joined) for name in columns), *lists)
-        return self._collect(rows, columns, lists, kinds)
+        interned = pool.map(lambda name: self._intern(name, batch[name]), self.places)
+        self._found.append(batch.select(self._facts))
+        for name in self.columns.keys() - self.places.keys():
+            numbers = batch[name].cast(pl.Int64, strict=False).fill_null(0) if name == "time" else batch[name]
+            self.columns[name].append(numbers.to_numpy())
+        list(interned)
 
-    def _collect(self, rows: pl.LazyFrame, columns: list[str], lists: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
-        """Fills the arrays, batch after batch."""
-        dtypes = DTYPES | {name: np.float32 if kind == "numeric" else np.int32 for name, kind in kinds.items()}
-        filled = {name: empty(self.count, dtypes[name]) for name in columns}
-        flat: dict[str, list[np.ndarray]] = {name: [] for name in lists}
-        lengths: dict[str, list[np.ndarray]] = {name: [] for name in lists}
-        at = 0
-        with col.reading("events"):
-            for batch in rows.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming"):
-                end = at + len(batch)
-                if end > self.count or (batch["user"].min() or 0) < 0 or (batch["item"].min() or 0) < 0:  # type: ignore[operator]
-                    break
-                for name in columns:
-                    filled[name][at:end] = batch[name].to_numpy()
-                for name in lists:
-                    lengths[name].append(batch[name].list.len().to_numpy())
-                    flat[name].append(col.locate(batch[name].explode(empty_as_null=False), self.categories[name]))
-                at = end
-        if at != self.count:
-            came = "the events changed while they were read"
-            raise SourceError(came, "the same rows in two readings", "read them when nobody writes to them")
-        out: dict[str, Any] = {name: filled[name] for name in columns if name not in kinds}
-        for name, kind in kinds.items():
-            if kind == "multi":
-                offsets = np.concatenate([[0], *lengths[name]]).cumsum(dtype=np.int64)
-                index = np.concatenate([np.zeros(0, np.int32), *flat[name]])
-                out[name] = {"values": self.categories[name], "index": index, "offsets": offsets}
-            elif kind == "numeric":
-                out[name] = {"values": filled[name]}
-            else:
-                out[name] = {"values": self.categories[name], "index": filled[name]}
-        return out
+    def _intern(self, name: str, values: pl.Series) -> None:
+        if name in self.ends:
+            end = self.ends[name]
+            end.append(values.list.len().to_numpy().cumsum(dtype=np.int64) + self.columns[name].size)
+            values = values.explode(empty_as_null=False)
+        place, most = self.places[name](values), MOST_NAMES.get(name)
+        if most is not None and len(self.places[name]) > most + 1:  # one of them may be null
+            raise _too_many(name, f"more than {most:,}")
+        self.columns[name].append(place)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``_facts`` asks, of all rows."""
+        facts, example = pl.concat(self._found), "label example"
+        return facts.sum().row(0, named=True) | {name: facts[name].max() for name in facts.columns if name == example}
 
 
 def read_log(
@@ -119,7 +126,7 @@ def read_log(
     domains: Sequence[str] | None,
     behaviours: Sequence[str] | None,
 ) -> Log:
-    """The first reading: checks types and values, finds ids, names and categories.
+    """Reads and checks a log.
 
     Args:
         frame: the columns used.
@@ -139,23 +146,26 @@ def read_log(
                 name = f"context:{f.name}"
                 chosen[name] = chosen[name].list.drop_nulls().fill_null(pl.lit([], dtype=pl.List(pl.Null)))
         rows = frame.select(expression.alias(name) for name, expression in chosen.items())
-        facts = rows.select(_facts(rows.collect_schema(), fields)).collect(engine="streaming").row(0, named=True)
-    _check_facts(facts, named, fields)
+        reading = _Reading(rows.collect_schema(), fields)
+        with ThreadPoolExecutor(THREADS, "isthmus-intern") as pool:
+            for batch in rows.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming"):
+                reading.take(batch, pool)
+    if not reading.columns["user"].size:
+        raise DataError("the events have no rows", "at least one event", "check the files, and any filter on them")
+    columns = {name: column.done() for name, column in reading.columns.items()}
+    found = {name: places.ids() for name, places in reading.places.items()}
+    offsets = {name: np.append(0, end.done()) for name, end in reading.ends.items()}
+    facts = reading.facts() | _gaps(columns, found)
+    _check_facts(facts, len(columns["user"]), named, fields)
     kind = _label_kind(facts, label_kind, named)
-    if "time" in named:
-        rows = rows.with_columns(pl.col("time").cast(pl.Int64))
-    with col.reading("events"):
-        categories = {f"context:{f.name}": _categories(rows, f) for f in fields if f.kind != "numeric"}
-        user_ids, item_ids = _unique(rows, "user"), _unique(rows, "item")
-        positives = _positives(rows, kind)
-        found = _unique(rows, "behaviour").to_list() if "behaviour" in named else []
-    names = _ordered("domain", list(positives), domains)
+    names = _ordered("domain", found["domain"], domains)
+    positives = dict(zip(found["domain"], _positives(columns, len(found["domain"]), kind), strict=True))
     without = [name for name in names if not positives.get(name)]
     if without:
         came = f"domains {without} have no positive event"
         raise LabelError(came, "at least one in every domain", "leave these domains out, or check the label")
-    behaviour_names = _ordered("behaviour", found, behaviours)
-    return Log(rows, facts["rows"], user_ids, item_ids, names, behaviour_names, kind, unit, fields, categories)
+    behaviour_names = _ordered("behaviour", found.get("behaviour", pl.Series([], dtype=pl.String)), behaviours)
+    return Log(columns, found, offsets, names, behaviour_names, kind, unit, fields)
 
 
 def _canonical(named: dict[str, str], dtypes: pl.Schema, time_unit: str) -> tuple[dict[str, pl.Expr], str]:
@@ -176,16 +186,14 @@ def _canonical(named: dict[str, str], dtypes: pl.Schema, time_unit: str) -> tupl
 
 
 def _facts(schema: pl.Schema, fields: Sequence[Field]) -> list[pl.Expr]:
-    """One row of what must be known about the values."""
-    facts = [pl.len().alias("rows")]
-    for name in ("user", "item", "domain", "time", "label", "behaviour"):
+    """One row of what must be known about the numbers."""
+    facts = []
+    for name in ("time", "label"):
         if name not in schema:
             continue
         column, dtype = pl.col(name), schema[name]
         missing = column.is_null() | column.is_nan() if dtype.is_float() else column.is_null()
         facts.append(missing.sum().alias(f"{name} missing"))
-        if dtype == pl.String:
-            facts.append((column == "").sum().alias(f"{name} empty"))
         if dtype.is_float():
             facts.append(column.is_infinite().sum().alias(f"{name} infinite"))
             facts.append((column.is_finite() & ((column != column.floor()) | (column.abs() >= 2.0**63))).sum().alias(f"{name} broken"))
@@ -196,11 +204,17 @@ def _facts(schema: pl.Schema, fields: Sequence[Field]) -> list[pl.Expr]:
     return facts
 
 
-def _check_facts(facts: dict[str, Any], named: dict[str, str], fields: Sequence[Field]) -> None:
+def _gaps(columns: dict[str, np.ndarray], found: dict[str, pl.Series]) -> dict[str, int]:
+    """How many ids and names are missing or empty."""
+    gaps = {}
+    for name in set(IDS) & found.keys():
+        for what, gap in (("missing", found[name].is_null()), ("empty", found[name].cast(pl.String) == "")):
+            gaps[f"{name} {what}"] = sum(int((columns[name] == place).sum()) for place in gap.arg_true())
+    return gaps
+
+
+def _check_facts(facts: dict[str, Any], total: int, named: dict[str, str], fields: Sequence[Field]) -> None:
     """Refuses logs with missing, empty or infinite values."""
-    total = facts["rows"]
-    if not total:
-        raise DataError("the events have no rows", "at least one event", "check the files, and any filter on them")
     for canonical, name in named.items():
         where = f"of {total:,} rows in column {name!r} ({canonical})"
         error = LabelError if canonical == "label" else ColumnError
@@ -230,24 +244,16 @@ def _label_kind(facts: dict[str, Any], declared: LabelKind | None, named: dict[s
     return declared or ("rating" if facts["label other"] else "click")
 
 
-def _positives(rows: pl.LazyFrame, kind: LabelKind) -> dict[str, int]:
-    """Number of positive events by domain name."""
-    count = (pl.col("label") > 0.5).sum() if kind == "click" else pl.len()
-    return dict(rows.group_by("domain").agg(count.alias("count")).collect(engine="streaming").sort("domain").iter_rows())
+def _positives(columns: dict[str, np.ndarray], domains: int, kind: LabelKind) -> np.ndarray:
+    """(domains,) number of positive events, by place of the domain."""
+    return count(columns["domain"], domains, (lambda rows: columns["label"][rows] > 0.5) if kind == "click" else None)
 
 
-def _unique(rows: pl.LazyFrame, name: str) -> pl.Series:
-    return rows.select(name).unique().collect(engine="streaming")[name]
+def _too_many(what: str, came: str) -> ColumnError:
+    return ColumnError(f"{came} {what} names", f"at most {MOST_NAMES[what]:,}", f"check that this is the {what} column")
 
 
-def _categories(rows: pl.LazyFrame, f: Field) -> pl.Series:
-    name = f"context:{f.name}"
-    column = pl.col(name).explode(empty_as_null=False) if f.kind == "multi" else pl.col(name)
-    found = rows.select(column).unique().collect(engine="streaming")[name]
-    return found.drop_nulls().sort().rename("id")
-
-
-def _ordered(what: str, found: list[str], declared: Sequence[str] | None) -> tuple[str, ...]:
+def _ordered(what: str, found: pl.Series, declared: Sequence[str] | None) -> tuple[str, ...]:
     """Names in the order declared, or ascending."""
     names = tuple(sorted(found)) if declared is None else tuple(str(name) for name in declared)
     unknown = sorted(set(found) - set(names))
@@ -256,12 +262,5 @@ def _ordered(what: str, found: list[str], declared: Sequence[str] | None) -> tup
     if len(set(names)) < len(names):
         raise ConfigError(f"{what} names {names}", "every name once", "remove the second one")
     if len(names) > MOST_NAMES[what]:
-        raise ColumnError(f"{len(names):,} {what} names", f"at most {MOST_NAMES[what]:,}", f"check that this is the {what} column")
+        raise _too_many(what, f"{len(names):,}")
     return names
-
-
-def _number(name: str, joined: bool) -> pl.Expr:
-    """A column as numbers: places for what was joined, -1 for null."""
-    if joined:
-        return pl.col(f"{name}#").cast(pl.Int32).fill_null(-1).alias(name)
-    return pl.col(name).fill_null(np.nan) if name.startswith("context:") else pl.col(name)

@@ -8,7 +8,7 @@ import numpy as np
 
 from isthmus.data.chunks import chunks
 
-BITS = 22  # of the numbers of events that are held at once
+BITS = 16  # of the numbers of events that are held at once: few enough for the cache
 
 
 def moment_at(time: np.ndarray, share: float, of: str) -> int | None:

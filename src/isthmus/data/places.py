@@ -1,0 +1,99 @@
+"""``Places``: ids to whole numbers in order of arrival, many at once."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import polars as pl
+
+from isthmus.data.chunks import Growing
+
+SEEDS = (secrets.randbits(64), secrets.randbits(64))  # nothing depends on them, and nobody can look for ids that collide
+SLOTS = 3  # at least so many for an id
+
+
+class Places:
+    """The place of each id among those met so far, found in a hash table (open addressing, linear probing) by numpy.
+
+    An id is known by 128 bits: text by two hashes, of which 10^9 ids share one pair with a probability of 10^-21, a whole number by one
+    hash and by itself.  Looking a million ids up at once takes numpy a fraction of the time that polars takes for one after the other,
+    because the processor waits for many pieces of memory at the same time.
+
+    Args:
+        dtype: of the ids: text, or 64-bit whole numbers.
+    """
+
+    def __init__(self, dtype: pl.DataType) -> None:
+        self._slots = np.full(1 << 8, -1, np.int32)
+        self._first, self._second = Growing(np.uint64), Growing(np.uint64)
+        self._ids = [pl.Series("id", [], dtype)]
+
+    def __len__(self) -> int:
+        return self._first.size
+
+    def __call__(self, values: pl.Series) -> np.ndarray:
+        """Places of ids; new ones get the next places.
+
+        Args:
+            values: (n,) ids; null is one like others.
+
+        Returns:
+            (n,) int32.
+        """
+        first, second = _keys(values)
+        place = self._find(first, second)
+        while len(new := np.flatnonzero(place < 0)):  # twice when two new ids share one of the hashes
+            self._add(new[np.unique(first[new], return_index=True)[1]], first, second, values)
+            place[new] = self._find(first[new], second[new])
+        return place
+
+    def ids(self) -> pl.Series:
+        """All ids, by place."""
+        return pl.concat(self._ids, rechunk=True)
+
+    def _find(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(n,) int32 places, -1 for new ids."""
+        if not len(self):
+            return np.full(len(first), -1, np.int32)
+        slot = self._slot(first)
+        place = self._slots.take(slot)
+        rows = np.flatnonzero(self._others(place, first, second))
+        while len(rows):
+            slot[rows] = slot[rows] + 1 & len(self._slots) - 1
+            place[rows] = self._slots.take(slot[rows])
+            rows = rows[self._others(place[rows], first[rows], second[rows])]
+        return place
+
+    def _slot(self, first: np.ndarray) -> np.ndarray:
+        """Where looking for ids begins: the upper bits of their first hash."""
+        return (first >> np.uint64(65 - len(self._slots).bit_length())).view(np.int64)
+
+    def _others(self, place: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(n,) bool: another id than the one looked for has this place."""
+        differs = self._first.values.take(place, mode="wrap") != first
+        differs |= self._second.values.take(place, mode="wrap") != second
+        differs &= place >= 0
+        return differs
+
+    def _add(self, rows: np.ndarray, first: np.ndarray, second: np.ndarray, values: pl.Series) -> None:
+        """New ids, each once."""
+        begin = len(self)
+        self._first.append(first[rows])
+        self._second.append(second[rows])
+        self._ids.append(values.gather(rows).rename("id"))
+        if SLOTS * len(self) > len(self._slots):
+            self._slots, begin = np.full(1 << (SLOTS * len(self)).bit_length(), -1, np.int32), 0
+        place = np.arange(begin, len(self), dtype=np.int32)
+        slot = self._slot(self._first.values[begin:])
+        while len(place):
+            free = self._slots[slot] < 0
+            self._slots[slot[free]] = place[free]
+            left = self._slots[slot] != place  # taken, or the last of several had it
+            place, slot = place[left], slot[left] + 1 & len(self._slots) - 1
+
+
+def _keys(values: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """What ids are known by: (n,) uint64 twice."""
+    second = values.hash(SEEDS[1]) if values.dtype == pl.String else values.fill_null(0).reinterpret(signed=False)
+    return values.hash(SEEDS[0]).to_numpy(), second.to_numpy()
