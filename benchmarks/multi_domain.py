@@ -1,6 +1,6 @@
 """Training multi-domain click models, beside torch-rechub's, Scenario-Wise-Rec's and a loop that only computes, in one run.
 
-    python benchmarks/multi_domain.py [--threads 2] [--rounds 3] [--only mmoe ple] [--quick]
+    python benchmarks/multi_domain.py [--threads 2] [--rounds 7] [--only mmoe ple] [--quick]
 
 2M rows, 3 domains (60, 30, 10 %), 1M users, each there at least once, 300k items, eight fields of width 16 (user, city; item, category,
 brand; hour, os; domain), batches of 4,096, experts 256 and 128, towers 64; loaders included.  Works:
@@ -354,7 +354,7 @@ def judge(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), help="these works alone")
     parser.add_argument("--quick", action="store_true", help="a hundredth of the size, few steps, and no bar: does it run?")
     parser.add_argument("--out", type=Path, help="a file for the numbers, as JSON")
