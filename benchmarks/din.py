@@ -55,7 +55,7 @@ from isthmus.task import get_task
 RAY = ("ray==2.52.0", "msgpack", "requests", "urllib3", "certifi", "idna", "charset-normalizer", "jsonschema", "jsonschema-specifications")
 RAY += ("referencing", "rpds-py", "attrs")
 FUXICTR = ("fuxictr==2.3.10", "h5py", "pyyaml", "tqdm", *RAY)  # it imports ray, although nothing of ray runs here
-BATCH, DIM, LENGTH, ATTENTION, HIDDEN, BAR = 4096, 16, 50, 64, [256, 128], 4.0
+BATCH, DIM, LENGTH, ATTENTION, HIDDEN, BAR = 4096, 16, 50, 64, [256, 128], 4.5
 CONTEXT = {"category": 5_000, "brand": 1_000, "city": 200, "hour": 50, "os": 20}
 DOMAINS, SHARES, TRAINED = ("first", "second", "third", "elsewhere"), (0.6, 0.3, 0.1), (0, 1, 2)
 ROWS_PER_USER = 200  # of those who have rows in the trained domains, on average

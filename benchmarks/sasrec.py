@@ -1,6 +1,6 @@
 """Training SASRec, beside RecTools', torch-rechub's, RecBole's and a bare PyTorch loop on the same sequences, in one run.
 
-    python benchmarks/sasrec.py [--threads 2] [--rounds 3] [--quick]
+    python benchmarks/sasrec.py [--threads 2] [--rounds 3] [--only bce softmax] [--quick]
 
 50,000 users, 20,000 items, width 64, 2 blocks of 2 heads, networks of 64, dropout .2, up to 50 places, 256 sequences a step; loaders
 included.  A sequence is all that a user did, at most 51 events: longer ones are cut before anybody gets them, so that each user is one
@@ -388,6 +388,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="these works alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the size, few steps, and no bar: does it run?")
     parser.add_argument("--out", type=Path, help="a file for the numbers, as JSON")
     for name, kind in (("--work", str), ("--trainer", str), ("--data", Path)):
@@ -399,7 +400,7 @@ def main() -> None:
         serve(given.work, given.trainer, given.data)
         return
     shrink, found, enough = 10 if given.quick else 1, dict[str, Any](), True
-    for work in TRAINERS:
+    for work in given.only:
         found[work], fast = report(work, compare(work, {"users": USERS // shrink, "items": ITEMS // shrink}, given))
         enough = enough and fast
     print(text := json.dumps(found))
