@@ -5,7 +5,7 @@
 300,000 items, 1,000,000 users, 500,000 rows of three domains, eight fields of width 16, histories of up to 50 clicks (about 26
 on average), attention 64, network 256 and 128 with Dice between layers, batches of 4,096; loaders included.  Each trains in a
 process of its own, as it comes: Isthmus keeps freed memory for the next step (``isthmus.allocator``), the others do not.  Rounds are
-interleaved; the median is reported.  Fails below 4 times FuxiCTR.
+interleaved; the median is reported.  Fails below 4.5 times FuxiCTR.
 
 The histories are what Isthmus cuts from its data set, each row's earlier clicks of its user in its domain; the others get these
 very histories, padded.  Isthmus and the bare loop pack them: padding costs nothing and has no weight.  FuxiCTR computes padding and
