@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.batch import Batch, Needs
-from isthmus.data import split
+from isthmus.data import order, split
 from isthmus.data.batches import Plan, ahead, batches, batches_with_rows, query_batch, steps
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
@@ -169,6 +169,17 @@ def test_dealing_never_takes_back_and_ends_exactly(sizes, temperature, batch):
     if temperature == 1:
         assert dealt(share, sum(sizes)).tolist() == sizes
         assert dealt(share, 5 * sum(sizes)).tolist() == [5 * n for n in sizes]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_how_many_batches_are_worked_out_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, shuffle: bool) -> None:
+    def all_of(rows: int) -> list[tuple[list[int], tuple[int, ...]]]:
+        monkeypatch.setattr(order, "RUN", rows)
+        found = order.Order(np.array([0, 40, 40, 131]), Plan(7, temperature=0.5), shuffle=shuffle)
+        steps = [(epoch, step) for epoch in (1, 0) for step in reversed(range(found.steps))]
+        return [(position.tolist(), offsets) for position, offsets in (found.rows(*step) for step in steps)]
+
+    assert all_of(1) == all_of(21) == all_of(10_000)
 
 
 def test_stored_order_without_shuffle(dataset):

@@ -13,7 +13,7 @@ from isthmus.errors import ConfigError
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
-RUN = 8  # batches worked out at once: half the time of each by itself, which is mostly that of many small calls
+RUN = 1 << 15  # rows worked out at once: small batches by themselves cost twice as much, most of it for many small calls
 ROWS, NEGATIVES, CHUNKS, TIES = 1, 2, 3, 4  # streams of randomness from one seed
 
 
@@ -127,6 +127,7 @@ class Order:
         share = self.size.astype(np.float64) ** plan.temperature
         self.share = share / share.sum()
         self.steps = -(-self.total // self.batch_size)
+        self.run = max(1, RUN // self.batch_size)  # batches worked out at once
         self._held: _Run | None = None
 
     @classmethod
@@ -143,15 +144,15 @@ class Order:
 
     def rows(self, epoch: int, step: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """(B,) int64 positions in the part, ordered by domain, and the D + 1 offsets."""
-        key, held = (epoch, step // RUN), self._held
+        key, held = (epoch, step // self.run), self._held
         if held is None or held.key != key:
             held = self._held = self._run(*key)
-        n = step % RUN
+        n = step % self.run
         return held.position[held.ends[n] : held.ends[n + 1]], tuple(held.offsets[n])
 
     def _run(self, epoch: int, number: int) -> _Run:
         """The batches of a run."""
-        last = np.minimum(np.arange(number * RUN, min((number + 1) * RUN, self.steps) + 1) * self.batch_size, self.total)
+        last = np.minimum(np.arange(number * self.run, min((number + 1) * self.run, self.steps) + 1) * self.batch_size, self.total)
         if self.shuffle:
             bounds = np.stack([dealt(self.share, epoch * self.total + n) for n in last.tolist()])
         else:
