@@ -16,8 +16,8 @@ The peers train with their own loaders and trainers, with dense Adam and with ba
 has no multi-domain models, so its multi-task ones get every domain as a task with the same label.
 
 Each trains in a process of its own; rounds are interleaved, the median is reported, with the largest memory of each process, mapped files
-included, and what it holds at the end that is no file's.  The peers
-are put beside the environment, into ``benchmarks/.peers``; a ratio to one that cannot be had is left out.  Fails below the bars printed.
+included, and what it holds at the end that is no file's.  The peers are put beside the environment, into ``benchmarks/.peers``; a ratio
+to one that cannot be had is left out.  Fails below the bars printed.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ sequence for all.  Three works:
 Isthmus sorts windows by length; "isthmus, unsorted" takes them as they come, which pads nearly every batch to the longest.  It counts
 a step in events: here as many as 256 sequences have on average.  It also asks for each user's first event, which the others cannot: one
 target more per sequence.  The others pad to 50 places.  torch-rechub has no such loss: it trains BPR, and its outputs
-are flattened to the real places, without which its trainer stops.  RecBole makes a
-sequence of every beginning of one and trains its last place alone (BPR, or a softmax over all items): one target, where the others have 37.
-The bare loop is compute alone: its batches lie in memory, padded.
+are flattened to the real places, without which its trainer stops.  RecBole makes a sequence of every beginning of one and trains its
+last place alone (BPR, or a softmax over all items): one target, where the others have 37.  The bare loop is compute alone: its batches
+lie in memory, padded.
 Losses are each one's own (RecTools takes the mean of a target and its negative, Isthmus their sum): they fall, but do not compare.
 
 Each trains in a process of its own, as it comes: Isthmus keeps freed memory for the next step (``isthmus.allocator``), the others do
