@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -185,6 +186,49 @@ def test_a_positive_beside_the_pool_counts_once() -> None:
     pool = Pool(torch.arange(1, 7), torch.zeros(6, dtype=torch.int64), (0, 6), None, torch.zeros(6))
     found = pool_softmax(user, item, (0, 3), table, pool, table[item - 1])
     torch.testing.assert_close(found, F.cross_entropy(user @ table.T, item - 1))
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_pool_softmax_against_torch(drawn: bool) -> None:
+    """Values and gradients of a plain form, for logits beyond what exp can take; two domains, a hit, an item that is in the pool twice."""
+    torch.manual_seed(0)
+    user, table, positive = (torch.randn(n, 3, dtype=torch.float64).mul_(40).requires_grad_() for n in (5, 9, 5))
+    item, offsets = torch.tensor([2, 4, 4, 8, 6]), (0, 3, 5)
+    log_q = torch.randn(9, dtype=torch.float64) if drawn else None
+    pool = _pool([2, 3, 4, 5, 5 if drawn else 6, 6, 7, 8, 9], (0, 5, 9), log_q)
+    weight = torch.rand(5, dtype=torch.float64)
+
+    def plain() -> Tensor:
+        found = []
+        for row in range(5):
+            part = slice(0, 5) if row < 3 else slice(5, 9)
+            logit, own = user[row] @ table[part].T, pool.item[part] == item[row]
+            if log_q is None:
+                found.append(F.cross_entropy(logit, own.nonzero()[0, 0]))
+            else:
+                others = torch.cat([(user[row] @ positive[row])[None], (logit - log_q[part])[~own]])
+                found.append(F.cross_entropy(others, torch.tensor(0)))
+        return (torch.stack(found) * weight).sum() / weight.sum()
+
+    wanted, found = plain(), pool_softmax(user, item, offsets, table, pool, positive, weight)
+    torch.testing.assert_close(found, wanted)
+    inputs = (user, table, positive) if drawn else (user, table)
+    for one, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_pool_softmax_in_half_precision_products() -> None:
+    torch.manual_seed(0)
+    user, table = torch.randn(6, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    pool, item = _pool(list(range(2, 22)), (0, 20), torch.randn(20)), torch.arange(4, 10)
+    wanted = pool_softmax(user, item, (0, 6), table, pool, table[item - 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool_softmax(user, item, (0, 6), table, pool, table[item - 2])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.05)
+    for one, other in zip(torch.autograd.grad(found, (user, table)), torch.autograd.grad(wanted, (user, table)), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, atol=0.03, rtol=0.05)
 
 
 def test_pool_softmax_of_no_rows_is_zero() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from isthmus.batch import Pool
 
@@ -93,14 +95,44 @@ def pool_softmax(
         if start == end:
             continue
         part = slice(pool.offsets[domain], pool.offsets[domain + 1])
-        logit, own = user[start:end] @ vectors[part].T, item[start:end]
+        rows, own, candidates = user[start:end], item[start:end], vectors[part]
         if pool.log_q is None:
-            losses.append(F.cross_entropy(logit, torch.searchsorted(pool.item[part], own), reduction="none"))
-            continue
-        right = (user[start:end] * positive[start:end]).sum(1)
-        others = (logit - pool.log_q[part]).masked_fill(pool.item[part] == own[:, None], MASKED)
-        losses.append(torch.logaddexp(right, others.logsumexp(1)) - right)
+            right = (rows * candidates.index_select(0, torch.searchsorted(pool.item[part], own))).sum(1)
+            total = _LogSumExp.apply(rows, candidates, None, None)
+        else:
+            right = (rows * positive[start:end]).sum(1)
+            others = _LogSumExp.apply(rows, candidates, pool.log_q[part], pool.item[part] == own[:, None])
+            total = torch.logaddexp(right, others)
+        losses.append(total - right)
     return _mean(torch.cat(losses) if losses else user.sum() * 0, weight)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """log sum_j exp(u_i v_j' - log q_j) over the candidates that are no hits, without a pass over (n, m) more than it takes."""
+
+    @staticmethod
+    def forward(ctx: Any, user: Tensor, vectors: Tensor, log_q: Tensor | None, hit: Tensor | None) -> Tensor:
+        """Vectors (n, d) and (m, d), corrections (m,) or None, and (n, m) bool or None -> (n,)."""
+        product = user @ vectors.T
+        exponent = product.to(user.dtype)
+        if log_q is not None:
+            exponent.sub_(log_q)
+        if hit is not None:
+            exponent.masked_fill_(hit, MASKED)
+        top = exponent.amax(1)
+        share = exponent.sub_(top[:, None]).exp_()
+        total = share.sum(1)
+        ctx.save_for_backward(*(x.to(product.dtype) for x in (user, vectors, share)), total)  # autocast: products in half precision
+        return top + total.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        """A candidate's share in the sum says how much of it goes which way."""
+        user, vectors, share, total = ctx.saved_tensors
+        weight = (grad / total)[:, None]
+        to_user = (share @ vectors).to(grad.dtype) * weight
+        return to_user, (share.T @ (user * weight).to(user.dtype)).to(grad.dtype), None, None
 
 
 def _mean(loss: Tensor, weight: Tensor | None) -> Tensor:

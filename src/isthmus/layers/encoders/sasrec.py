@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
+from isthmus.layers.causal_attention import causal_attention
 from isthmus.layers.dropout import Dropout
 from isthmus.layers.encoders._base import Encoder, Places
 
@@ -63,8 +63,6 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
-        rows, length, dim = x.shape
-        query, key, value = self.project(self.norm(x)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=self.share if self.training else 0.0, is_causal=True)
-        x = x + self.dropout(self.out(seen.transpose(1, 2).reshape(rows, length, dim)))
+        qkv = self.project(self.norm(x)).unflatten(2, (3, self.heads, -1))
+        x = x + self.dropout(self.out(causal_attention(qkv, self.share if self.training else 0.0)))
         return x + self.dropout(self.narrow(self.dropout(self.wide(self.norm_wide(x)).relu())))
