@@ -116,7 +116,7 @@ def fit(
         if found is not None:
             found.restore(model, shards)
         ranks.align(model, shards)
-        work = _Work(model, dataset, learnt, how, device, ranks, shards, keeper, hold, bar, board, state)
+        work = _Work(model, dataset, learnt, how, device, in_half(how.precision, device), ranks, shards, keeper, hold, bar, board, state)
         try:
             best = _train(work, stages(), found)
         except KeyboardInterrupt:
@@ -179,6 +179,7 @@ class _Work:
     task: Task
     how: How
     device: torch.device
+    half: bool  # products in bfloat16
     ranks: Ranks
     shards: Shards
     keeper: Keeper
@@ -317,7 +318,7 @@ def _step(work: _Work, stage: Stage, batch: Batch) -> None:
     """One batch: forward, backward, update."""
     state = work.state
     work.ranks.seed(work.how.seed, state.stage, state.epoch, state.step)
-    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.how.precision == "bfloat16"), work.shards.open():
+    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.half), work.shards.open():
         losses = stage.terms(work.model, batch, work.task.loss)
     if work.ranks.size > 1:
         losses = {name: loss * batch.share for name, loss in losses.items()}
@@ -518,6 +519,15 @@ def pick_device(name: str) -> torch.device:
     if not there[name.split(":")[0]]:
         raise ConfigError(f"device {name!r} is not there", f"one of {[k for k, v in there.items() if v]}", 'use device="auto"')
     return torch.device(name)
+
+
+def in_half(precision: str, device: torch.device) -> bool:
+    """Are products in bfloat16?  ``auto`` -> where the device has instructions for them."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 @contextmanager

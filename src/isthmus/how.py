@@ -12,7 +12,7 @@ from isthmus.errors import ConfigError, nearest
 DEVICES = ("auto", "cuda", "mps", "cpu")
 SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "drawn", "full")
 SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "auto")
 TRAIN_ON = ("all", "tested")
 KEEP = ("best", "last")
 
@@ -46,7 +46,8 @@ class How:
         device: ``auto`` (cuda, mps or cpu, the first there is) or one by name, such as ``cuda:1``.
         threads: CPU threads of torch while training; None: as torch has them.
         precision: of matrix products in training; ``bfloat16`` (torch's autocast; weights, tables, norms and losses stay float32) is faster
-            where the processor or GPU has such products, and slower where it has not.
+            for wide layers where the processor or GPU has such products, and slower where it has not; ``auto``: ``bfloat16`` where
+            it has.
         temperature: a domain with n rows gets a share ~ n ** temperature of each step.
         negatives: sampled for each row (``uniform``, ``popularity``), or shared by all rows of a domain in a step (``mixed``); None:
             the task's default, or 1,024 shared ones.

@@ -28,7 +28,7 @@ from isthmus.data.events import read_events
 from isthmus.data.split import cold_users, global_time
 from isthmus.data.synthetic import make_world
 from isthmus.errors import CheckpointError, ConfigError, FitError, StorageError
-from isthmus.fit import Best, How, Run, build, clip_gradients, fit, load_run, pick_device, resume
+from isthmus.fit import Best, How, Run, build, clip_gradients, fit, in_half, load_run, pick_device, resume
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import TABLE_LR, Table
 from isthmus.measure import measure
@@ -185,7 +185,7 @@ def test_fit_leaves_the_callers_random_numbers_and_threads_alone(data: Dataset) 
 def test_seeds_decide_everything(data: Dataset) -> None:
     runs = [fit(build("dnn", data.schema, {"dropout": 0.2}, seed=s), data, CTR, How(epochs=1, seed=s, device="cpu")) for s in (5, 5, 6)]
     assert_same(runs[0], runs[1])
-    assert runs[0].log != runs[2].log
+    assert runs[0].log[-1]["losses"] != runs[2].log[-1]["losses"]
 
 
 def test_it_learns(data: Dataset) -> None:
@@ -197,11 +197,23 @@ def test_it_learns(data: Dataset) -> None:
 def test_it_learns_in_half_precision(data: Dataset) -> None:
     how = How(epochs=15, batch_size=128, lr=1e-2, device="cpu")
     runs = [fit(small(data), data, CTR, dataclasses.replace(how, precision=precision)) for precision in ("float32", "bfloat16")]
-    assert runs[0].log != runs[1].log
+    single, half = (run.log[-1]["losses"] for run in runs)
+    assert single != half
     assert runs[1].best.value == pytest.approx(runs[0].best.value, abs=0.02)
     assert {p.dtype for p in runs[1].model.parameters()} == {torch.float32}
-    with pytest.raises(ConfigError, match=r"(?s)precision 'half'.*'float32', 'bfloat16'"):
+    found = fit(small(data), data, CTR, dataclasses.replace(how, precision="auto"))
+    assert found.log[-1]["losses"] == (half if in_half("auto", torch.device("cpu")) else single), "auto is one of the two, as the processor has it"
+    with pytest.raises(ConfigError, match=r"(?s)precision 'half'.*'float32', 'bfloat16', 'auto'"):
         How(precision="half")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="a system without /proc/cpuinfo")
+def test_auto_looks_at_the_processor() -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    assert in_half("auto", torch.device("cpu")) == ("avx512_bf16" in flags)
+    assert in_half("bfloat16", torch.device("cpu"))
+    assert not in_half("float32", torch.device("cpu"))
+    assert not in_half("auto", torch.device("mps"))
 
 
 # Early stop, best weights

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from isthmus.errors import ConfigError
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.mlp import MLP
 
 
@@ -33,7 +34,7 @@ def test_widths() -> None:
 
 def test_norm_and_activation() -> None:
     kinds = [type(m) for m in MLP(5, (4,), norm="batch", dropout=0.5, activation=lambda width: nn.GELU(), out=1).layers]
-    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.GELU, nn.Dropout, nn.Linear]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.GELU, Dropout, nn.Linear]
     assert nn.LayerNorm in [type(m) for m in MLP(5, (4,), norm="layer").layers]
     with pytest.raises(ConfigError, match="group"):
         MLP(5, (4,), norm="group")

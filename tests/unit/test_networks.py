@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import register_module_forward_hook
 
 from isthmus import models
 from isthmus.errors import ConfigError
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.networks import available, get_network, make_network, settings
 from isthmus.run import build
 from isthmus.schema import Domain, Entity, Schema
@@ -49,19 +49,6 @@ HIDDEN_LAYERS = {  # by default, each one dropped from
     "star": 2 + 1,  # star, auxiliary
 }
 every_network = pytest.mark.parametrize("name", NAMES)
-
-
-class Dropouts(TorchFunctionMode):
-    """Notes the rate of every dropout in the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rates: list[float] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.dropout:
-            self.rates.append((dict(zip(("input", "p"), args, strict=False)) | (kwargs or {}))["p"])
-        return func(*args, **(kwargs or {}))
 
 
 def make(name: str, domains: int = DOMAINS, **args: Any) -> nn.Module:
@@ -122,9 +109,10 @@ def test_dropout_reaches_the_layers_in_training_alone(name: str) -> None:
         assert torch.equal(net(x, offsets), net(x, offsets))
         net.train()
         assert not torch.allclose(net(x, offsets), net(x, offsets))
-        with Dropouts() as seen:
+        shares = list[float]()
+        with register_module_forward_hook(lambda module, *_: shares.append(module.share) if isinstance(module, Dropout) else None):
             net(x, offsets)
-    assert seen.rates == [0.5] * HIDDEN_LAYERS[name]
+    assert shares == [0.5] * HIDDEN_LAYERS[name]
 
 
 @every_network

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.growing import Stacked
 from isthmus.layers.networks.star import star_linear
 
@@ -156,7 +157,7 @@ class Network(nn.Module):
         self.copies = copies
         self.layers = nn.ModuleList(DomainLinear(copies, i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(Norm(norm, domains, o) for o in widths[1:])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N, width) -> (N, last width)."""
@@ -177,7 +178,7 @@ class NetworkMul(Stacked):
         self.weights = nn.ParameterList(nn.Parameter(torch.ones(domains, o, i)) for i, o in pairwise(widths))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(domains, o)) for o in widths[1:])
         self.norms = nn.ModuleList(Norm(norm, domains, o) for o in widths[1:])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
         """(N, width) -> (N, last width)."""

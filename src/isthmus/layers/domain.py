@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isthmus.layers.checks import require_share
 from isthmus.layers.drawing import alone
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.growing import Growing, Rows, Stacked
 from isthmus.layers.mlp import MLP
 
@@ -216,11 +216,10 @@ class DomainMLP(nn.Module):
 
     def __init__(self, n: int, width: int, hidden: Sequence[int], *, out: int | None = 1, dropout: float = 0.0, norm: bool = False) -> None:
         super().__init__()
-        require_share("dropout", dropout)
         self.widths = widths = [width, *hidden]
         self.layers = nn.ModuleList(DomainLinear(n, i, o) for i, o in itertools.pairwise(widths))
         self.norms = nn.ModuleList(DomainBatchNorm(n, o) for o in hidden) if norm else None
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.last = None if out is None else DomainLinear(n, widths[-1], out)
         self.width = widths[-1] if out is None else out
 
@@ -230,13 +229,13 @@ class DomainMLP(nn.Module):
             x = layer(x, offsets)
             if self.norms is not None:
                 x = self.norms[i](x, offsets)
-            x = F.dropout(x.relu(), self.dropout, self.training)
+            x = self.dropout(x.relu())
         return x if self.last is None else self.last(x, offsets)
 
     def specialise(self, domain: int) -> MLP:
         """Domain ``domain``'s MLP alone, on copies of its weights."""
         out = None if self.last is None else self.width
-        plain = MLP(self.widths[0], self.widths[1:], dropout=self.dropout, norm=None if self.norms is None else "batch", out=out)
+        plain = MLP(self.widths[0], self.widths[1:], dropout=self.dropout.share, norm=None if self.norms is None else "batch", out=out)
         linear = [cast("DomainLinear", m).specialise(domain) for m in [*self.layers, *([self.last] if self.last is not None else [])]]
         norms = [] if self.norms is None else [cast("DomainBatchNorm", m).specialise(domain) for m in self.norms]
         for kind, found in ((nn.Linear, linear), (nn.BatchNorm1d, norms)):
@@ -299,9 +298,8 @@ class Experts(Stacked):
 
     def __init__(self, n: int, width: int, hidden: Sequence[int], *, dropout: float = 0.0, per_domain: bool = False) -> None:
         super().__init__()
-        require_share("dropout", dropout)
         widths = [width, *hidden]
-        self.n, self.dropout, self.width, self.per_domain = n, dropout, widths[-1], per_domain
+        self.n, self.dropout, self.width, self.per_domain = n, Dropout(dropout), widths[-1], per_domain
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for i, o in itertools.pairwise(widths):
@@ -314,10 +312,10 @@ class Experts(Stacked):
         first, *rest = zip(self.weights, self.biases, strict=True)
         # every expert reads the same rows: the first layer is one wide product
         h = F.linear(x, first[0].flatten(0, 1), first[1].flatten()).view(x.shape[0], self.n, first[0].shape[1])
-        h = F.dropout(h.relu(), self.dropout, self.training)
+        h = self.dropout(h.relu())
         for weight, bias in rest:
             h = torch.baddbmm(bias[:, None], h.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
-            h = F.dropout(h.relu(), self.dropout, self.training)
+            h = self.dropout(h.relu())
         return h
 
     def rows_of(self, domains: Sequence[int], items: Tensor) -> Rows:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
 from isthmus.layers.checks import require_share
+from isthmus.layers.dropout import Dropout
 
 NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
@@ -59,7 +60,7 @@ class MLP(nn.Module):
                 layers.append(make_norm(size))
             layers.append(activation(size))
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             width = size
         if out is not None:
             layers.append(nn.Linear(width, out))

@@ -46,6 +46,7 @@ from isthmus.insight import Insight
 from isthmus.layers.adversarial import DomainClassifier, reverse, warm_up
 from isthmus.layers.alignment import a_distance, picture
 from isthmus.layers.biases import Levels
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.fields import Fields
 from isthmus.layers.interactions import bi_interaction
 from isthmus.layers.interests import NAMES, SAMPLE, InterestAttention, InterestLooks, Interests
@@ -141,7 +142,7 @@ class DADIN(Model):
         self.crossing = MLP(width, hidden, out=dim) if hidden else None
         width = dim if hidden else width
         self.agnostic = MLP(width, [width], out=width) if domain_agnostic else None
-        self.predictor = nn.Sequential(nn.Linear(width, predictor), nn.Dropout(dropout), nn.Linear(predictor, 1))  # eq. 9, 10
+        self.predictor = nn.Sequential(nn.Linear(width, predictor), Dropout(dropout), nn.Linear(predictor, 1))  # eq. 9, 10
         start_at_zero(self.predictor[2])
         self.weights = Fields(schema, 1, id_dropout=id_dropout) if first_order else None
         self.offset = None if first_order else DomainTable(domains, 1, std=0.0)

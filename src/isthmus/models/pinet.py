@@ -34,9 +34,9 @@ from isthmus.batch import Batch, Needs
 from isthmus.errors import ConfigError
 from isthmus.layers.biases import Levels
 from isthmus.layers.bridges import Factors, choose
-from isthmus.layers.checks import require_share
 from isthmus.layers.domain import Offsets, PerDomain, domain_of_rows, grouped_linear
 from isthmus.layers.drawing import alone, drawing, recurrence
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.features import EntityFields
 from isthmus.layers.growing import Stacked
 from isthmus.layers.parallel import ParallelEncoders, Recurrent, States
@@ -113,10 +113,9 @@ class PiNet(Retriever):
 
     def __init__(self, schema: Schema, *, dim: int = 32, users: int = 4, dropout: float = 0.0, id_dropout: float = 0.05) -> None:
         super().__init__(schema)
-        require_share("dropout", dropout)
         if users < 1:
             raise ConfigError(f"users = {users}", "1 or more latent users of an account", "try 4")
-        self.dim, self.dropout, domains = dim, dropout, len(schema.domains)
+        self.dim, self.dropout, domains = dim, Dropout(dropout), len(schema.domains)
         self.levels = Levels(schema)
         self.items = EntityFields(schema.item, dim, id_dropout=id_dropout, std=0.1)
         self.biases = Factors(schema.item, domains, 0)  # biases alone
@@ -129,7 +128,7 @@ class PiNet(Retriever):
         own, other = self.encoders(batch, self.items)
         known = torch.cat([own.last, self.transferred(batch, own.last, other)], 1)
         level = self.levels.level[batch.domain, None]
-        return torch.cat([F.dropout(known, self.dropout, self.training), torch.ones_like(level), level], 1)
+        return torch.cat([self.dropout(known), torch.ones_like(level), level], 1)
 
     def item_vector(self, item: Tensor, domain: Tensor) -> Tensor:
         """Item codes (...) and domain indices of the same shape -> (..., 2 dim + 2)."""

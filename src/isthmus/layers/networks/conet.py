@@ -20,10 +20,10 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.layers.domain import DomainLinear, Experts, domain_of_rows
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.growing import Growing, Rows
 from isthmus.layers.networks._base import Network, require_layers
 
@@ -51,7 +51,7 @@ class CoNetNetwork(Network, Growing):
         self.layers = nn.ModuleList(DomainLinear(domains, i, o) for i, o in itertools.pairwise(hidden))
         self.cross = nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in itertools.pairwise(hidden))
         self.out = DomainLinear(domains, hidden[-1], out)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.register_buffer("others", (1 - torch.eye(domains)) / max(domains - 1, 1))  # (D, D): whose activations a network reads
 
     def forward(self, x: Tensor, offsets: Sequence[int]) -> Tensor:
@@ -71,7 +71,7 @@ class CoNetNetwork(Network, Growing):
         return sum((h.abs().sum() for h in self.cross.parameters()), self.out.weight.new_zeros(()))
 
     def _active(self, h: Tensor) -> Tensor:
-        return F.dropout(h.relu(), self.dropout, self.training)
+        return self.dropout(h.relu())
 
     def grow_from(self, old: CoNetNetwork) -> set[str]:
         """New networks read the old ones; the old ones read what they read before."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.layers.domain import DomainLinear, Experts, domain_of_rows
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.growing import Growing, Rows, Stacked, one_row_each
 from isthmus.layers.networks._base import Network, require_layers
 
@@ -86,7 +87,7 @@ class _Networks(Stacked):
         bound = width**-0.5
         self.weight = nn.Parameter(torch.empty(n, width, out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n, 1, out).uniform_(-bound, bound))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(torch.baddbmm(self.bias, x.transpose(0, 1), self.weight).relu()).transpose(0, 1)

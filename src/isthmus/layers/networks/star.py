@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, domain_of_rows, grouped_linear
 from isthmus.layers.drawing import alone
+from isthmus.layers.dropout import Dropout
 from isthmus.layers.growing import Stacked
 from isthmus.layers.mlp import MLP
 from isthmus.layers.networks._base import Network
@@ -112,10 +112,9 @@ class STARNetwork(Network):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(domains, width, out=out)
-        require_share("dropout", dropout)
         self.norm = _PartitionedNorm(domains, width) if norm else None
         self.layers = nn.ModuleList(_StarLinear(domains, i, o) for i, o in itertools.pairwise([width, *hidden, out]))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.indicator = DomainTable(domains, indicator, std=0.1)
         self.auxiliary = MLP(width + indicator, auxiliary, dropout=dropout, out=out)
 
