@@ -144,6 +144,26 @@ def test_rates_of_the_tables() -> None:
     assert adam[0].param_groups[0]["lr"] == pytest.approx(4e-3)
 
 
+def test_a_large_table_swept_by_adam_moves_as_a_dense_one_does() -> None:
+    """Repeated codes, several look-ups, padding, and rows that no batch touches but decay does."""
+    torch.manual_seed(0)
+    large, small = Table(40, 3, std=1.0, sparse=True), Table(40, 3, sparse=False)
+    small.load_state_dict(large.state_dict())
+    (swept,), lines = optimisers(large, 0.1, table_optimiser="dense", table_decay=0.3)
+    plain = torch.optim.AdamW(small.parameters(), lr=0.1, weight_decay=0.3)
+    assert "dense with the rest" in lines[0]
+    for _ in range(5):
+        codes, target = torch.randint(0, 12, (2, 20)), torch.randn(3)
+        for table, optimiser in ((large, swept), (small, plain)):
+            optimiser.zero_grad()
+            ((table(codes[0]) - target).square().sum() + (table(codes[1]) * target).tanh().sum()).backward()
+            assert table.weight.grad is not None
+            assert table.weight.grad.is_sparse == (table is large), "a gradient for each look-up would be as large as the table"
+            optimiser.step()
+        torch.testing.assert_close(large.weight, small.weight)
+    assert not large.weight[0].any()
+
+
 def test_decay_of_tables_reaches_touched_rows_of_large_ones_and_all_of_small_ones() -> None:
     net = _Net()
     found, _ = optimisers(net, 0.5, table_lr=0.1, table_decay=0.5)

@@ -185,6 +185,22 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             weight.addcmul_(grad, (-lr / (total.sqrt() + eps))[:, None])
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, which also takes gradients by touched rows: every look-up in a batch would else make, clear and add a gradient of its own
+    for the whole table."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates every weight that has a gradient, all rows of it."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if (grad := weight.grad) is not None and grad.is_sparse:
+                    weight.grad = torch.zeros_like(weight).index_add_(0, grad._indices()[0], grad._values())
+        super().step()
+        return loss
+
+
 _KIND = {"auto": RowwiseAdagrad, "adagrad": RowwiseAdagrad, "adam": torch.optim.SparseAdam}
 
 
@@ -232,12 +248,11 @@ def optimisers(
     lines: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, Table) and id(module.weight) in wanted:
-            if table_optimiser == "dense":
-                module.sparse = False
+            touched = module.sparse and table_optimiser != "dense"
             rows, dim = module.weight.shape
-            kind = f"{_KIND[table_optimiser].__name__}, lr {table_lr:g}" if module.sparse else f"dense with the rest, lr {dense_lr:g}"
+            kind = f"{_KIND[table_optimiser].__name__}, lr {table_lr:g}" if touched else f"dense with the rest, lr {dense_lr:g}"
             lines.append(f"table {name}: {rows:,} x {dim}, {kind}")
-            if module.sparse:
+            if touched:
                 tables[id(module.weight)] = module.weight
     rest = [p for p in model.parameters() if id(p) in wanted and id(p) not in tables]
     kept = {id(p) for p in spared}
@@ -274,7 +289,7 @@ def _for_rest(
         {"params": [p for p in weights if id(p) not in matrices | tables], "weight_decay": 0.0},
     ]
     betas = (momentum, 0.999)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=weights[0].device.type in ("cpu", "cuda"))
+    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=weights[0].device.type in ("cpu", "cuda"))
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
