@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,32 @@ SOME = 1 << 10  # a number of numbers; what stands before them is as long for an
 class Column:
     """An Arrow file of one column, written piece by piece; nothing of it stays in memory.
 
+    Places are given out in one thread; what comes to them may be written in others, at the same time and in any order.
+
     Args:
         file: open for writing, and empty.
         dtype: of its numbers.
 
     Attributes:
-        size: how many there are so far: up to the last one written, gaps included.
+        size: how many places have been given out.
     """
 
     def __init__(self, file: int, dtype: Any) -> None:
         self.size, self._file, self._dtype = 0, file, np.dtype(dtype)
         self._before = len(self._frame(SOME)[0])
 
+    def room(self, numbers: int) -> int:
+        """The first of so many places at the end."""
+        at, self.size = self.size, self.size + numbers
+        return at
+
     def put(self, at: int, values: np.ndarray) -> None:
-        """Numbers (n,) to the places from ``at`` on."""
-        values = np.ascontiguousarray(values, self._dtype)
-        self.size = max(self.size, at + len(values))
-        self._write(self._before + at * self._dtype.itemsize, values)
+        """Numbers (n,) to the places from ``at`` on, which ``room`` gave out."""
+        self._write(self._before + at * self._dtype.itemsize, np.ascontiguousarray(values, self._dtype))
 
     def append(self, values: np.ndarray) -> None:
         """Numbers (n,) to the end."""
-        self.put(self.size, values)
+        self.put(self.room(len(values)), values)
 
     def get(self, begin: int, end: int) -> np.ndarray:
         """The numbers (end - begin,) of places that were written.
@@ -58,6 +63,11 @@ class Column:
                 raise SourceError(f"a file of {self.size:,} numbers ends early", "what was written there", "check the disk")
             place, left = place + read, left[read:]
         return np.frombuffer(values, self._dtype)
+
+    def cut(self, size: int) -> None:
+        """Leaves so many places, the first ones; what the others hold is gone, and the disk's room for it free."""
+        self.size = size
+        os.ftruncate(self._file, self._before + size * self._dtype.itemsize)
 
     def finish(self) -> None:
         """Writes what stands around the numbers."""
@@ -78,6 +88,15 @@ class Column:
         while left:
             written = os.pwrite(self._file, left, place)
             place, left = place + written, left[written:]
+
+
+Piece = tuple[Column, int, np.ndarray]
+
+
+def put(pieces: Iterable[Piece]) -> None:
+    """Numbers to places of columns: what ``Column.put`` takes."""
+    for file, at, values in pieces:
+        file.put(at, values)
 
 
 class _Frame(io.RawIOBase):

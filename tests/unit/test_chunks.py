@@ -119,6 +119,7 @@ def test_a_file_written_in_pieces_is_the_file_written_whole(tmp_path_factory, dt
             file.append(piece)
     with arrow.column(folder / "placed.arrow", dtype) as file:
         ends = np.cumsum([0, *lengths])
+        assert file.room(len(whole)) == 0
         for n in reversed(range(len(pieces))):
             file.put(int(ends[n]), pieces[n])
         assert file.size == len(whole)

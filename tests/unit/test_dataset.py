@@ -344,7 +344,7 @@ def test_the_sizes_of_the_pieces_change_nothing(tmp_path_factory, case, chunk: i
         patch.setattr("isthmus.data.chunks.CHUNK", chunk)
         patch.setattr("isthmus.data.by_user.BLOCK", block)
         patch.setattr("isthmus.data.by_user.THREADS", threads)
-        patch.setattr("isthmus.data.by_domain.THREADS", threads)
+        patch.setattr("isthmus.data.encode.THREADS", threads)
         patch.setattr("isthmus.data.by_domain.MANY", chunk)
         if in_file:
             patch.setattr("isthmus.data.chunks.memory", lambda: 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar
 
+R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -39,3 +41,10 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def relay(make: Callable[[R], S], given: Iterable[R], place: Callable[[S], T], finish: Callable[[T], None], threads: int) -> None:
+    """Work whose middle has to be done in order: ``make`` and ``finish`` run in threads, ``place`` between them in the caller's."""
+    with closing(ahead(make, given, threads, threads)) as made, closing(ahead(finish, map(place, made), threads, threads)) as finished:
+        for _ in finished:
+            pass

@@ -15,8 +15,7 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.data import columns as col
-from isthmus.data.ahead import ahead
-from isthmus.data.chunks import THREADS, by_bin, chunks, distinct
+from isthmus.data.chunks import by_bin, chunks, distinct, tally
 from isthmus.data.events import Events
 from isthmus.data.fields import Coder
 from isthmus.data.split import PARTS, TEST, Split
@@ -26,20 +25,6 @@ ITEM_BITS, PART_BITS = 31, 2
 MANY = 1 << 23  # items found by chunks that are looked through for repeated ones at once
 
 Lists = tuple[np.ndarray, np.ndarray]  # (n + 1,) offsets, and the flat values
-
-
-@dataclass(frozen=True)
-class Codes:
-    """What events become in a data set.
-
-    Attributes:
-        user, item: codes of the events' ids.
-        context: for each context field, how its entries become codes or numbers.
-    """
-
-    user: np.ndarray
-    item: np.ndarray
-    context: Sequence[Coder]
 
 
 class Shown:
@@ -76,7 +61,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Some events with rows, ordered by bin.
 
     Attributes:
@@ -92,28 +77,6 @@ class _Chunk:
     shown: np.ndarray
 
 
-def write_by_domain(folder: Path, events: Events, split: Split, codes: Codes) -> Shown:
-    """Writes ``train``, ``valid`` and ``test``.
-
-    Args:
-        folder: of the data set.
-        events: the events.
-        split: which of them train, validate and test.
-        codes: what they become.
-
-    Returns:
-        The items of the rows.
-    """
-    bins = _Bins(events, split)
-    shown = Shown()
-    with ExitStack() as stack:
-        files, pieces = _Files(stack, folder, bins), list(chunks(len(events)))
-        for chunk in ahead(lambda n: _read(pieces[n], events, bins, codes), range(len(pieces)), THREADS, THREADS):
-            files.put(chunk)
-            shown.add_keys(chunk.shown)
-    return shown
-
-
 class _Bins:
     """A bin for each part and domain, and the last one for events without a row.
 
@@ -121,7 +84,7 @@ class _Bins:
         domains: D.
         number: of bins, the last one left out.
         size: (number,) rows of each.
-        flat: by multi-valued context field, (number,) values of each.
+        flat: by file name of multi-valued context fields, (number,) values of each.
     """
 
     def __init__(self, events: Events, split: Split) -> None:
@@ -129,92 +92,111 @@ class _Bins:
         self.domains = len(events.schema.domains)
         self.number = len(KEPT) * self.domains
         self._type = np.min_scalar_type(self.number)  # numpy sorts small numbers by radix
-        self.size = np.zeros(self.number, np.int64)
-        found = {n: events.context[f.name].offsets for n, f in enumerate(events.schema.context)}
-        lists = {n: offsets for n, offsets in found.items() if offsets is not None}
-        self.flat = {n: np.zeros(self.number, np.int64) for n in lists}
-        for rows in chunks(len(events)):
-            where = self.of(rows)
-            self.size += np.bincount(where, minlength=self.number + 1)[:-1]
-            for n, offsets in lists.items():
-                length = np.diff(offsets[rows.start : rows.stop + 1])
-                self.flat[n] += np.bincount(where, length, self.number + 1)[:-1].astype(np.int64)
+        self.size = tally(self.of, len(events), self.number + 1)[:-1]
+        found = {f"context.{n}": events.context[f.name].offsets for n, f in enumerate(events.schema.context)}
+        self.flat = {name: self._flat(offsets) for name, offsets in found.items() if offsets is not None}
+
+    def _flat(self, offsets: np.ndarray) -> np.ndarray:
+        """(number,) how many values a column of lists has in each bin."""
+        total = np.zeros(self.number + 1, np.int64)
+        for rows in chunks(len(offsets) - 1):
+            total += np.bincount(self.of(rows), np.diff(offsets[rows.start : rows.stop + 1]), self.number + 1).astype(np.int64)
+        return total[:-1]
 
     def of(self, rows: slice) -> np.ndarray:
         """(n,) the bins of events."""
         part = self._part[rows]
         return np.where(part <= TEST, part * np.int64(self.domains) + self._domain[rows], self.number).astype(self._type)
 
+    def by_part(self, size: np.ndarray) -> np.ndarray:
+        """(parts, domains) something of each bin."""
+        return size.reshape(len(KEPT), self.domains)
+
     def begin(self, size: np.ndarray) -> np.ndarray:
         """(number,) where each bin begins in its part's file, given their sizes."""
-        by_part = size.reshape(len(KEPT), self.domains)
+        by_part = self.by_part(size)
         return (np.cumsum(by_part, axis=1) - by_part).ravel()
 
 
-def _read(rows: slice, events: Events, bins: _Bins, codes: Codes) -> _Chunk:
-    """A chunk, coded and ordered."""
-    where = bins.of(rows)
-    order, size = by_bin(where, bins.number)
-    columns = {
-        "user": codes.user[events.user[rows][order]],
-        "item": codes.item[events.item[rows][order]],
-        "domain": events.domain[rows][order],
-        "row": (order + rows.start).astype(np.int32 if len(events) < 2**31 else np.int64),
-    }
-    for name, column in (("time", events.time), ("label", events.label)):
-        if column is not None:
-            columns[name] = column[rows][order]
-    if events.behaviour is not None:
-        columns["behaviour"] = events.behaviour[rows][order] + np.int8(1)
-    lists = {}
-    for n, (field, code) in enumerate(zip(events.schema.context, codes.context, strict=True)):
-        column = events.context[field.name]
-        if column.offsets is None:
-            columns[f"context.{n}.values"] = code(column.entries[rows][order])
-        else:
-            offsets = column.offsets[rows.start : rows.stop + 1]
-            flat = column.entries[offsets[0] : offsets[-1]]
-            begin, flat = col.take_lists(offsets - offsets[0], flat, order)
-            lists[f"context.{n}"] = (begin, code(flat))
-    return _Chunk(size, columns, lists, Shown.keys(columns["domain"], columns["item"], where[order] // bins.domains))
+class Parts:
+    """The files of ``train``, ``valid`` and ``test``, being written.
 
+    Args:
+        stack: of the files.
+        folder: of the data set.
+        events: the events.
+        split: which of them train, validate and test.
+        context: for each context field, how its entries become codes or numbers.
 
-class _Files:
-    """The files of all parts, being written."""
+    Attributes:
+        shown: the items of the rows.
+    """
 
-    def __init__(self, stack: ExitStack, folder: Path, bins: _Bins) -> None:
-        self._stack, self._folder, self._domains = stack, folder, bins.domains
+    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, context: Sequence[Coder]) -> None:
+        self._stack, self._folder, self._events, self._context = stack, folder, events, context
+        self._bins, self.shown = _Bins(events, split), Shown()
         self._columns = dict[tuple[str, str], arrow.Column]()
-        self._at = bins.begin(bins.size)
-        self._flat_at = {f"context.{n}": bins.begin(size) for n, size in bins.flat.items()}
-        for part, size in zip(KEPT, bins.size.reshape(len(KEPT), bins.domains), strict=True):
+        self._at = self._bins.begin(self._bins.size)
+        self._flat_at = {name: self._bins.begin(size) for name, size in self._bins.flat.items()}
+        for part, size in zip(KEPT, self._bins.by_part(self._bins.size), strict=True):
             self._open(part, "offsets", np.int64).append(np.append(0, np.cumsum(size)))
 
-    def put(self, chunk: _Chunk) -> None:
-        """A chunk's rows, each bin's after those of the chunks before."""
+    def read(self, rows: slice, user: np.ndarray, item: np.ndarray) -> Chunk:
+        """A chunk of events with their codes, ordered by bin; in any thread."""
+        events, where = self._events, self._bins.of(rows)
+        order, size = by_bin(where, self._bins.number)
+        columns = {
+            "user": user.take(order),
+            "item": item.take(order),
+            "domain": events.domain[rows].take(order),
+            "row": (order + rows.start).astype(np.int32 if len(events) < 2**31 else np.int64),
+        }
+        for name, column in (("time", events.time), ("label", events.label)):
+            if column is not None:
+                columns[name] = column[rows].take(order)
+        if events.behaviour is not None:
+            columns["behaviour"] = events.behaviour[rows].take(order) + np.int8(1)
+        lists = {}
+        for n, (field, code) in enumerate(zip(events.schema.context, self._context, strict=True)):
+            column = events.context[field.name]
+            if column.offsets is None:
+                columns[f"context.{n}.values"] = code(column.entries[rows].take(order))
+            else:
+                offsets = column.offsets[rows.start : rows.stop + 1]
+                flat = column.entries[offsets[0] : offsets[-1]]
+                begin, flat = col.take_lists(offsets - offsets[0], flat, order)
+                lists[f"context.{n}"] = (begin, code(flat))
+        return Chunk(size, columns, lists, Shown.keys(columns["domain"], columns["item"], where.take(order) // self._bins.domains))
+
+    def place(self, chunk: Chunk) -> list[arrow.Piece]:
+        """Where a chunk's rows go: each bin's behind those of the chunks before."""
         if (KEPT[0], "user") not in self._columns:
             self._open_all(chunk)
-        ends = np.cumsum(chunk.size)
+        self.shown.add_keys(chunk.shown)
+        ends, pieces = np.cumsum(chunk.size), list[arrow.Piece]()
         for n in np.flatnonzero(chunk.size).tolist():
-            part, at, end = KEPT[n // self._domains], int(self._at[n]), int(ends[n])
+            part, at, end = KEPT[n // self._bins.domains], int(self._at[n]), int(ends[n])
             begin = end - int(chunk.size[n])
             for name, values in chunk.columns.items():
-                self._columns[part, name].put(at, values[begin:end])
+                pieces.append((self._columns[part, name], at, values[begin:end]))
             for name, (offsets, flat) in chunk.lists.items():
                 there, piece = int(self._flat_at[name][n]), flat[offsets[begin] : offsets[end]]
-                self._columns[part, f"{name}.values"].put(there, piece)
-                self._columns[part, f"{name}.offsets"].put(at + 1, offsets[begin + 1 : end + 1] - offsets[begin] + there)
+                pieces.append((self._columns[part, f"{name}.values"], there, piece))
+                pieces.append((self._columns[part, f"{name}.offsets"], at + 1, offsets[begin + 1 : end + 1] - offsets[begin] + there))
                 self._flat_at[name][n] += len(piece)
             self._at[n] += end - begin
+        return pieces
 
-    def _open_all(self, chunk: _Chunk) -> None:
+    def _open_all(self, chunk: Chunk) -> None:
         """Every part has every column, be it without rows."""
-        for part in KEPT:
+        for n, (part, size) in enumerate(zip(KEPT, self._bins.by_part(self._bins.size).sum(1).tolist(), strict=True)):
             for name, values in chunk.columns.items():
-                self._open(part, name, values.dtype)
+                self._open(part, name, values.dtype).room(size)
             for name, (_, flat) in chunk.lists.items():
-                self._open(part, f"{name}.values", flat.dtype)
-                self._open(part, f"{name}.offsets", np.int64).append(np.zeros(1, np.int64))
+                self._open(part, f"{name}.values", flat.dtype).room(int(self._bins.by_part(self._bins.flat[name])[n].sum()))
+                offsets = self._open(part, f"{name}.offsets", np.int64)
+                offsets.append(np.zeros(1, np.int64))
+                offsets.room(size)
 
     def _open(self, part: str, name: str, dtype: np.dtype | type) -> arrow.Column:
         found = self._columns[part, name] = self._stack.enter_context(arrow.column(self._folder / part / f"{name}.arrow", dtype))

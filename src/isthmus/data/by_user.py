@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from isthmus import arrow
-from isthmus.data.ahead import ahead
-from isthmus.data.chunks import THREADS, by_bin, chunks, count, order_of, starts
+from isthmus.data.ahead import relay
+from isthmus.data.chunks import THREADS, by_bin, count, order_of, starts
 from isthmus.data.events import Events
 from isthmus.data.split import TRAIN, Split
 from isthmus.segments import Segments
@@ -63,114 +63,133 @@ class Block:
         return {name: values for name, values in vars(self).items() if values is not None}
 
 
-def write_by_user(folder: Path, events: Events, split: Split, user_code: np.ndarray, item_code: np.ndarray) -> None:
-    """Writes ``history``, ``seen`` and ``counts`` of encoded events.
+class Users:
+    """Blocks of users in temporary files, being written.
 
-    Args:
-        folder: of the data set.
-        events: the events.
-        split: which of them may be looked back at, and which train; without times, those of train alone may.
-        user_code, item_code: codes of the events' ids.
-    """
-    use = _uses(events, split)
-    number = count(events.user, len(user_code), lambda rows: use[rows] > 0)
-    by_code = np.zeros(int(user_code.max(initial=0)) + 1, np.int64)
-    by_code[user_code] = number
-    block = (np.cumsum(by_code) - by_code) // max(BLOCK, int(number.sum()) // MOST_BLOCKS)
-    size = np.bincount(block, by_code).astype(np.int64)
-    block_of_user = block[user_code].astype(np.uint8)
-
-    def ordered(rows: slice) -> tuple[Block, np.ndarray]:
-        where = np.where(use[rows] > 0, block_of_user[events.user[rows]], len(size)).astype(np.uint8)  # events for nothing are in none
-        order, found = by_bin(where, len(size))
-        chosen = Block(
-            user_code[events.user[rows][order]],
-            item_code[events.item[rows][order]],
-            events.domain[rows][order],
-            use[rows][order],
-            None if events.time is None else events.time[rows][order],
-            None if events.behaviour is None else events.behaviour[rows][order] + np.int8(1),
-            None if events.schema.label != "rating" or events.label is None else events.label[rows][order],
-        )
-        return chosen, found
-
-    with ExitStack() as stack:
-        blocks = _Blocks(stack, folder, size)
-        for chunk, found in ahead(ordered, chunks(len(use)), THREADS, THREADS):
-            blocks.put(chunk, found)
-        write_blocks(folder, blocks.take, len(size), len(events.schema.domains))
-
-
-class _Blocks:
-    """Blocks in temporary files: picking each one's events out of the columns of all would take several times as long.
+    Picking each block's events out of the columns of all would take several times as long.
 
     Args:
         stack: of the files.
-        folder: theirs; they have no names there.
-        size: (blocks,) events of each.
+        folder: of the data set; they have no names there.
+        events: the events.
+        split: which of them may be looked back at, and which train; without times, those of train alone may.
+        code: codes of the events' users.
     """
 
-    def __init__(self, stack: ExitStack, folder: Path, size: np.ndarray) -> None:
-        self._stack, self._folder, self._ends = stack, folder, np.cumsum(size)
-        self._begins, self._at = self._ends - size, self._ends - size
-        self._columns = dict[str, arrow.Column]()
+    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, code: np.ndarray) -> None:
+        self._stack, self._folder, self._events, self._uses = stack, folder, events, _uses(events, split)
+        number = count(events.user, len(code), lambda rows: self._uses(rows) > 0)
+        by_code = np.zeros(int(code.max(initial=0)) + 1, np.int64)
+        by_code[code] = number
+        block = (np.cumsum(by_code) - by_code) // max(BLOCK, int(number.sum()) // MOST_BLOCKS)
+        self._size, self._block = np.bincount(block, by_code).astype(np.int64), block.astype(np.uint8)
+        self._begin = self._size.sum() - np.cumsum(self._size)  # the last block comes first
+        self._at, self._columns = self._begin.copy(), dict[str, arrow.Column]()
 
-    def put(self, events: Block, size: np.ndarray) -> None:
-        """Events ordered by block, (blocks,) so many of each, behind those that came before."""
+    def read(self, rows: slice, user: np.ndarray, item: np.ndarray) -> tuple[Block, np.ndarray]:
+        """A chunk of events with their codes, ordered by block, and (blocks,) how many of each; in any thread."""
+        events, use = self._events, self._uses(rows)
+        where = np.where(use > 0, self._block.take(user), np.uint8(len(self._size)))  # events for nothing are in none
+        order, size = by_bin(where, len(self._size))
+        chosen = Block(
+            user.take(order),
+            item.take(order),
+            events.domain[rows].take(order),
+            use.take(order),
+            None if events.time is None else events.time[rows].take(order),
+            None if events.behaviour is None else events.behaviour[rows].take(order) + np.int8(1),
+            None if events.schema.label != "rating" or events.label is None else events.label[rows].take(order),
+        )
+        return chosen, size
+
+    def place(self, events: Block, size: np.ndarray) -> list[arrow.Piece]:
+        """Where a chunk's events go: each block's behind those of the chunks before."""
         given = events.columns()
         for name in given.keys() - self._columns.keys():
             file = self._stack.enter_context(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115
             self._columns[name] = arrow.Column(file.fileno(), given[name].dtype)
+            self._columns[name].room(int(self._size.sum()))
         ends = np.cumsum(size)
-        for n in np.flatnonzero(size).tolist():
-            for name, values in given.items():
-                self._columns[name].put(int(self._at[n]), values[ends[n] - size[n] : ends[n]])
-        self._at = self._at + size
+        blocks = [(n, int(self._at[n]), ends[n] - size[n], ends[n]) for n in np.flatnonzero(size).tolist()]
+        self._at += size
+        return [(self._columns[name], at, values[begin:end]) for _, at, begin, end in blocks for name, values in given.items()]
 
-    def take(self, number: int) -> Block:
+    def write(self) -> None:
+        """Writes ``history``, ``seen`` and ``counts``."""
+        write_blocks(self._folder, self._take, len(self._size), len(self._events.schema.domains), self._forget)
+
+    def _take(self, number: int) -> Block:
         """A block."""
-        return Block(**{name: column.get(int(self._begins[number]), int(self._ends[number])) for name, column in self._columns.items()})
+        begin = int(self._begin[number])
+        return Block(**{name: column.get(begin, begin + int(self._size[number])) for name, column in self._columns.items()})
+
+    def _forget(self, number: int) -> None:
+        """A block has been written; its place is free for what comes."""
+        for column in self._columns.values():
+            column.cut(int(self._begin[number]))
 
 
-def _uses(events: Events, split: Split) -> np.ndarray:
-    """(N,) uint8: what each event is for."""
-    known, use = split.in_history(), np.zeros(len(events), np.uint8)
-    positive = events.positive()
-    for rows in chunks(len(use)):
+def _uses(events: Events, split: Split) -> Callable[[slice], np.ndarray]:
+    """Rows -> (n,) uint8: what each event is for."""
+    known, positive = split.in_history(), events.positive()
+
+    def uses(rows: slice) -> np.ndarray:
         train = split.part[rows] == TRAIN
         remembered = positive[rows] & (train if events.time is None else known[rows])
-        use[rows] = remembered * np.uint8(REMEMBERED) + (train & positive[rows]) * np.uint8(SEEN) + train * np.uint8(TRAINED)
-    return use
+        return remembered * np.uint8(REMEMBERED) + (train & positive[rows]) * np.uint8(SEEN) + train * np.uint8(TRAINED)
+
+    return uses
 
 
-def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domains: int) -> None:
+def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domains: int, forget: Callable[[int], None]) -> None:
     """Writes what is sorted by user.
 
     Args:
         folder: gets the folders ``history``, ``seen`` and ``counts``.
-        take: number -> a block; of users whose codes are above those of the block before.
+        take: number -> a block, in any thread; of users whose codes are above those of the block before.
         blocks: how many there are, at least one.
         domains: number of domains.
+        forget: told the number of each block that will not be asked for again, in order.
     """
     with ExitStack() as stack:
-        found = ahead(lambda number: _sorted(take(number), domains), range(blocks), THREADS, THREADS)
-        files, at, values = dict[str, arrow.Column](), 1, 0
-        for block in found:
-            if not files:
-                for name, column in block.items():
-                    files[name] = stack.enter_context(arrow.column(folder / f"{name}.arrow", column.dtype))
-                    if (kept := Path(name)).parent.name == "history" and kept.name in PADDED:
-                        files[name].append(np.array([NOBODY if kept.name == "domain" else 0]))  # place 0 is padding
-            block["history/start"] += at
-            block["seen/offsets"] += values
+        files = _Files(stack, folder, domains)
+
+        def place(numbered: tuple[int, dict[str, np.ndarray]]) -> list[arrow.Piece]:
+            number, block = numbered
+            forget(number)
+            return files.place(block)
+
+        relay(lambda number: (number, _sorted(take(number), domains)), range(blocks), place, arrow.put, THREADS)
+        files.end()
+
+
+class _Files:
+    """The files of what is sorted by user, being written."""
+
+    def __init__(self, stack: ExitStack, folder: Path, domains: int) -> None:
+        self._stack, self._folder, self._domains, self._columns = stack, folder, domains, dict[str, arrow.Column]()
+
+    def place(self, block: dict[str, np.ndarray]) -> list[arrow.Piece]:
+        """Where a block's columns go: behind those of the blocks before."""
+        if not self._columns:
             for name, column in block.items():
-                files[name].append(column)
-            at, values = at + len(block["history/item"]), values + len(block["seen/values"])
-        files["history/pair"].append(np.array([SENTINEL]))
-        files["history/start"].append(np.array([at]))
-        files["seen/offsets"].append(np.array([values]))
-        columns = sorted(Path(name).name for name in files if Path(name).parent.name == "history")
-        write_json(folder / "history" / "history.json", {"domains": domains, "columns": columns})
+                self._open(name, column.dtype)
+        block["history/start"] += self._columns["history/item"].size
+        block["seen/offsets"] += self._columns["seen/values"].size
+        return [(self._columns[name], self._columns[name].room(len(column)), column) for name, column in block.items()]
+
+    def end(self) -> None:
+        """What stands behind the last block."""
+        self._columns["history/pair"].append(np.array([SENTINEL]))
+        self._columns["history/start"].append(np.array([self._columns["history/item"].size]))
+        self._columns["seen/offsets"].append(np.array([self._columns["seen/values"].size]))
+        columns = sorted(Path(name).name for name in self._columns if Path(name).parent.name == "history")
+        write_json(self._folder / "history" / "history.json", {"domains": self._domains, "columns": columns})
+
+    def _open(self, name: str, dtype: np.dtype) -> None:
+        file = self._columns[name] = self._stack.enter_context(arrow.column(self._folder / f"{name}.arrow", dtype))
+        if (kept := Path(name)).parent.name == "history" and kept.name in PADDED:
+            file.append(np.array([NOBODY if kept.name == "domain" else 0]))  # place 0 is padding
 
 
 def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
@@ -231,7 +250,9 @@ def _merged(place: np.ndarray, user: np.ndarray, domain: np.ndarray) -> dict[str
 
 def _since(new: np.ndarray, size: int) -> np.ndarray:
     """(size,) the last of some ascending places, the first of which is 0, that is not behind a place."""
-    return np.repeat(new.astype(np.int32), np.diff(new, append=size))
+    since = np.zeros(size, np.int32)
+    since[new] = new
+    return np.maximum.accumulate(since, out=since)
 
 
 def _last_of_each(pair: np.ndarray, item: np.ndarray) -> np.ndarray:

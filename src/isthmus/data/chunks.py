@@ -7,23 +7,26 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from isthmus.data.ahead import ahead
 from isthmus.storage import storage_errors
 
-CHUNK = 1 << 20  # rows worked on at once
+CHUNK = 1 << 18  # rows worked on at once: few enough for the cache
 THREADS = min(2, os.cpu_count() or 1)  # that work on chunks; more of them would need more memory, and the disk is slower than they are
 SHARE = 16  # a column larger than the machine's memory divided by this lies in a temporary file
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of memory, where a container sets one
 
 
-def chunks(size: int) -> Iterator[slice]:
-    """0 .. size - 1, piece after piece."""
-    for begin in range(0, size, CHUNK):
-        yield slice(begin, min(begin + CHUNK, size))
+def chunks(size: int, least: int = 0) -> Iterator[slice]:
+    """0 .. size - 1, piece after piece; each has at least so many, if there are so many."""
+    piece = max(CHUNK, least)
+    for begin in range(0, size, piece):
+        yield slice(begin, min(begin + piece, size))
 
 
 def count(values: np.ndarray, size: int, where: Callable[[slice], np.ndarray] | None = None) -> np.ndarray:
@@ -37,11 +40,35 @@ def count(values: np.ndarray, size: int, where: Callable[[slice], np.ndarray] | 
     Returns:
         (size,) int64.
     """
-    total = np.zeros(size, np.int64)
-    for rows in chunks(len(values)):
-        counted = values[rows] if where is None else np.where(where(rows), values[rows], size)  # faster than choosing them
-        total += np.bincount(counted, minlength=size + 1)[:size]
-    return total
+
+    def counted(rows: slice) -> np.ndarray:
+        place = np.add(values[rows], 1, dtype=np.int64)
+        if where is not None:
+            place *= where(rows)  # 0: not counted; faster than choosing those that are
+        return place
+
+    return tally(counted, len(values), size + 1)[1:]
+
+
+def tally(counted: Callable[[slice], np.ndarray], rows: int, size: int) -> np.ndarray:
+    """How often each number occurs among those that threads find out piece by piece.
+
+    Args:
+        counted: rows -> (n,) integers from 0 to size - 1.
+        rows: how many there are in all.
+        size: how many numbers there are.
+
+    Returns:
+        (size,) int64.
+    """
+
+    def some(first: int) -> np.ndarray:
+        total = np.zeros(size, np.int64)
+        for piece in islice(chunks(rows, size), first, None, THREADS):  # not much smaller than what ``bincount`` makes of it
+            total += np.bincount(counted(piece), minlength=size)
+        return total
+
+    return sum(ahead(some, range(THREADS), THREADS, THREADS), np.zeros(size, np.int64))
 
 
 def by_bin(bin_of: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:

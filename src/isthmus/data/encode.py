@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +11,16 @@ import numpy as np
 import polars as pl
 
 from isthmus import arrow
-from isthmus.data.by_domain import Codes, Shown, write_by_domain
-from isthmus.data.by_user import write_by_user
-from isthmus.data.chunks import count
+from isthmus.allocator import keep_blocks
+from isthmus.data.ahead import relay
+from isthmus.data.by_domain import Chunk, Parts, Shown
+from isthmus.data.by_user import Block, Users
+from isthmus.data.chunks import THREADS, chunks, count
 from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, file_facts
 from isthmus.data.events import Events
 from isthmus.data.extend import aligned
 from isthmus.data.fields import Coded, Coder, code_entity, learn, load_column
-from isthmus.data.split import PARTS, TRAIN, Split
+from isthmus.data.split import PARTS, TRAIN, Split, by_part
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.errors import SplitError
 from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
@@ -43,6 +46,7 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
         ConfigError: the events cannot extend the base: other fields, labels, or times.
         StorageError: the folder exists already, the disk is full, or the folder cannot be written.
     """
+    keep_blocks()
     split.check(events)
     if base is not None:
         events, split = aligned(events, split, base.schema)
@@ -60,8 +64,7 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
             context=tuple(coder.field for coder in context),
             rating_range=_rating_range(events, split, base),
         )
-        shown = write_by_domain(folder, events, split, Codes(user_code, item_code, context))
-        write_by_user(folder, events, split, user_code, item_code)
+        shown = _write_events(folder, events, split, (user_code, item_code), context)
         for name, lists in split.candidates.items():
             replace(lists, user=user_code[lists.user], item=item_code[lists.item]).save(folder / "candidates" / name)
         _write_catalogues(folder, shown, events, split, item_code, base)
@@ -72,7 +75,7 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
 
 def _check_domains(events: Events, split: Split, trained: tuple[str, ...]) -> None:
     """Every domain has training events, but those in ``trained``, which had them before."""
-    trains = count(events.domain, len(events.schema.domains), lambda rows: split.part[rows] == TRAIN)
+    trains = by_part(events, split)[TRAIN]
     empty = [name for name, n in zip(events.schema.domain_names, trains, strict=True) if not n and name not in trained]
     if empty:
         raise SplitError(f"domains {empty} have no training events", "some in every domain", "use another rule, or leave these domains out")
@@ -125,6 +128,34 @@ def _rating_range(events: Events, split: Split, base: Dataset | None) -> tuple[f
     label = events.label[split.part == TRAIN]
     before = () if base is None else base.schema.rating_range or ()
     return min([float(label.min()), *before]), max([float(label.max()), *before])
+
+
+def _write_events(folder: Path, events: Events, split: Split, code: tuple[np.ndarray, np.ndarray], context: list[Coder]) -> Shown:
+    """Writes all that holds events: they are read once, and then, put in order, by blocks of users.
+
+    Args:
+        folder: of the data set.
+        events: the events.
+        split: which of them train, validate and test.
+        code: codes of the users' ids, and of the items'.
+        context: for each context field, how its entries become codes or numbers.
+
+    Returns:
+        The items of the rows.
+    """
+    with ExitStack() as stack:
+        parts, users = Parts(stack, folder, events, split, context), Users(stack, folder, events, split, code[0])
+
+        def read(rows: slice) -> tuple[Chunk, Block, np.ndarray]:
+            user, item = code[0].take(events.user[rows]), code[1].take(events.item[rows])
+            return parts.read(rows, user, item), *users.read(rows, user, item)
+
+        def place(found: tuple[Chunk, Block, np.ndarray]) -> list[arrow.Piece]:
+            return parts.place(found[0]) + users.place(*found[1:])
+
+        relay(read, chunks(len(events)), place, arrow.put, THREADS)
+        users.write()
+    return parts.shown
 
 
 def _write_catalogues(folder: Path, shown: Shown, events: Events, split: Split, item_code: np.ndarray, base: Dataset | None) -> None:

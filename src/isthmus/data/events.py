@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,9 +73,20 @@ class Events:
     items: pl.DataFrame | None = None
     shows: list[np.ndarray] | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    _digested: tuple[str, tuple[np.ndarray | None, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def digest(self) -> str:
+        """16 hex digits over who met what, where and when; remembered until one of these columns is replaced."""
+        columns = (self.user, self.item, self.domain, self.time)
+        if not self._digested or any(now is not then for now, then in zip(columns, self._digested[1], strict=True)):
+            digest = hashlib.sha256()
+            for column in columns:
+                digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
+            self._digested = digest.hexdigest()[:16], columns
+        return self._digested[0]
 
     def positive(self) -> np.ndarray:
         """(N,) bool: every event, or for clicks those with label 1."""

@@ -6,14 +6,17 @@ A lazy frame is never whole in memory: what grows with the number of rows are th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from isthmus.allocator import keep_blocks
 from isthmus.data import columns as col
+from isthmus.data.ahead import ahead
 from isthmus.data.chunks import THREADS, Growing, chunks, count
 from isthmus.data.places import Places
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, nearest
@@ -60,11 +63,14 @@ class Log:
         known |= {"user": user_ids, "item": item_ids, "domain": pl.Series(self.domains, dtype=pl.String)}
         known |= {"behaviour": pl.Series(self.behaviours, dtype=pl.String)} if self.behaviours else {}
         out: dict[str, Any] = {name: column for name, column in self.columns.items() if not name.startswith("context:")}
-        for name, values in known.items():
+        places = {name: col.locate(self.found[name], values).astype(self.columns[name].dtype) for name, values in known.items()}
+
+        def replace(name: str) -> None:
             column = self.columns[name]
-            place = col.locate(self.found[name], values).astype(column.dtype)
             for rows in chunks(len(column)):
-                column[rows] = place.take(column[rows])
+                column[rows] = places[name].take(column[rows])
+
+        list(ahead(replace, known, THREADS, THREADS))
         for name in self.columns.keys() - out.keys():
             column = self.columns[name]
             out[name] = {"values": known[name], "index": column, "offsets": self.offsets.get(name)} if name in known else {"values": column}
@@ -75,11 +81,12 @@ class _Reading:
     """The columns of a log, batch after batch.
 
     Args:
+        stack: of the threads.
         schema: of the batches.
         fields: those of the context.
     """
 
-    def __init__(self, schema: pl.Schema, fields: Sequence[Field]) -> None:
+    def __init__(self, stack: ExitStack, schema: pl.Schema, fields: Sequence[Field]) -> None:
         kinds = {f"context:{f.name}": f.kind for f in fields}
         dtypes = DTYPES | {name: np.float32 if kind == "numeric" else np.int32 for name, kind in kinds.items()}
         self.columns = {name: Growing(dtypes[name]) for name in schema.names()}
@@ -87,19 +94,30 @@ class _Reading:
         self.places = {name: Places(getattr(dtype, "inner", dtype)) for name, dtype in schema.items() if name in interned}
         self.ends = {name: Growing(np.int64) for name, kind in kinds.items() if kind == "multi"}
         self._facts, self._found = _facts(schema, fields), list[pl.DataFrame]()
+        self._threads = {name: stack.enter_context(ThreadPoolExecutor(1, f"isthmus-{name}")) for name in self.places}
+        self._waiting = list[Future[None]]()
 
-    def take(self, batch: pl.DataFrame, pool: ThreadPoolExecutor) -> None:
-        """Puts a batch at the end of all columns.
+    def take(self, batch: pl.DataFrame) -> None:
+        """Puts a batch at the end of all columns; each column's ids are looked up in a thread of its own while the next batch is read.
 
         Raises:
-            ColumnError: more names than there may be.
+            ColumnError: the batch before has more names than there may be.
         """
-        interned = pool.map(lambda name: self._intern(name, batch[name]), self.places)
+        self.wait()
+        self._waiting = [thread.submit(self._intern, name, batch[name]) for name, thread in self._threads.items()]
         self._found.append(batch.select(self._facts))
         for name in self.columns.keys() - self.places.keys():
             numbers = batch[name].cast(pl.Int64, strict=False).fill_null(0) if name == "time" else batch[name]
             self.columns[name].append(numbers.to_numpy())
-        list(interned)
+
+    def wait(self) -> None:
+        """Until the batch is at the end of all columns.
+
+        Raises:
+            ColumnError: it has more names than there may be.
+        """
+        for column in self._waiting:
+            column.result()
 
     def _intern(self, name: str, values: pl.Series) -> None:
         if name in self.ends:
@@ -136,6 +154,7 @@ def read_log(
     Raises:
         ColumnError, LabelError, DataError, SourceError: see ``read_events``.
     """
+    keep_blocks()
     with col.reading("events"):
         dtypes = frame.collect_schema()
         chosen, unit = _canonical(named, dtypes, time_unit)
@@ -146,10 +165,11 @@ def read_log(
                 name = f"context:{f.name}"
                 chosen[name] = chosen[name].list.drop_nulls().fill_null(pl.lit([], dtype=pl.List(pl.Null)))
         rows = frame.select(expression.alias(name) for name, expression in chosen.items())
-        reading = _Reading(rows.collect_schema(), fields)
-        with ThreadPoolExecutor(THREADS, "isthmus-intern") as pool:
+        with ExitStack() as stack:
+            reading = _Reading(stack, rows.collect_schema(), fields)
             for batch in rows.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming"):
-                reading.take(batch, pool)
+                reading.take(batch)
+            reading.wait()
     if not reading.columns["user"].size:
         raise DataError("the events have no rows", "at least one event", "check the files, and any filter on them")
     columns = {name: column.done() for name, column in reading.columns.items()}

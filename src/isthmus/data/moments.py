@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from isthmus.data.chunks import chunks
+from isthmus.data.chunks import chunks, tally
 
 BITS = 16  # of the numbers of events that are held at once: few enough for the cache
 
@@ -38,15 +38,18 @@ def moment_at(time: np.ndarray, share: float, of: str) -> int | None:
 def _holding(time: np.ndarray, place: int, low: int, high: int) -> tuple[int, int, int]:
     """The moment of event number ``place`` in order of time, and how many events come before it, and before the next moment."""
     before, first, last = 0, low, high
+
+    def places(rows: slice) -> np.ndarray:
+        inside = time[rows]
+        if (low, high) != (first, last):
+            inside = inside[(inside >= low) & (inside <= high)]
+        distance = inside.view(np.uint64) - np.uint64(low % 2**64)  # of 64-bit numbers: needs 64 bits and no sign
+        distance >>= np.uint64(shift)
+        return distance.view(np.int64)
+
     while True:
         shift = max(0, (high - low).bit_length() - BITS)
-        count = np.zeros((high - low >> shift) + 1, np.int64)
-        for rows in chunks(len(time)):
-            inside = time[rows]
-            if (low, high) != (first, last):
-                inside = inside[(inside >= low) & (inside <= high)]
-            distance = inside.view(np.uint64) - np.uint64(low % 2**64)  # of 64-bit numbers: needs 64 bits and no sign
-            count += np.bincount((distance >> np.uint64(shift)).view(np.int64), minlength=len(count))
+        count = tally(places, len(time), (high - low >> shift) + 1)
         after = before + np.cumsum(count)
         found = int(np.searchsorted(after, place, side="right"))
         before = int(after[found] - count[found])

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data.candidates import Candidates
-from isthmus.data.chunks import count
+from isthmus.data.chunks import tally
 from isthmus.data.moments import moment_at
 from isthmus.errors import ConfigError, SourceError, SplitError, nearest
 from isthmus.storage import read_json, whole_folder, write_json
@@ -98,7 +99,7 @@ class Split:
         end = self.params.get("end")
         if end is not None and events.time is not None and events.time.max() > end:
             raise SplitError(f"an event at time {events.time.max()}, in the future of the split", f"times up to {end}", do)
-        if self.params.get("events", digest := _digest(events)) != digest:
+        if self.params.get("events", digest := events.digest()) != digest:
             raise SplitError(f"a split made for other events ({self.params['events']})", f"events with digest {digest}", do)
 
     def summary(self, events: Events) -> pl.DataFrame:
@@ -182,12 +183,14 @@ def global_time(
         raise SplitError(f"an event at time {last}, in the future of the split", f"times up to {end}", "drop them, or move the end")
     if of not in ("events", "time"):
         raise ConfigError(f"of={of!r}", "'events' or 'time'", nearest(of, ("events", "time")))
-    first_test = moment_at(events.time, 1 - test, of)
-    first_valid = moment_at(events.time, 1 - test - valid, of) if valid else first_test
-    part = np.full(len(events.time), TRAIN, np.uint8)
-    for code, moment in ((VALID, first_valid), (TEST, first_test)):
-        if moment is not None:
-            part[events.time >= moment] = code
+    with ThreadPoolExecutor(1, "isthmus-digest") as beside:
+        beside.submit(events.digest)  # takes as long as all else
+        first_test = moment_at(events.time, 1 - test, of)
+        first_valid = moment_at(events.time, 1 - test - valid, of) if valid else first_test
+        part = np.zeros(len(events.time), np.uint8)
+        for moment in (first_valid, first_test):
+            if moment is not None:
+                part += events.time >= moment  # from TRAIN to VALID, and from there to TEST
     thresholds = {"valid_from": first_valid, "test_from": first_test}
     params = {"valid": valid, "test": test, "of": of, **thresholds, "end": last if end is None else int(end)}
     return made(events, part, "global_time", params, {"valid": valid > 0, "test": test > 0})
@@ -366,28 +369,26 @@ def made(
     candidates: dict[str, Candidates] | None = None,
 ) -> Split:
     """The split, checked: every part wanted (all, if not said) has events, every domain in use has training events."""
-    split = Split(part, rule, {**params, "events": _digest(events)}, candidates or {})
+    split = Split(part, rule, {**params, "events": events.digest()}, candidates or {})
     empty = [PARTS[code] for code in (TRAIN, VALID, TEST) if (wanted or {}).get(PARTS[code], True) and not (split.part == code).any()]
     if empty:
         raise SplitError(f"rule {rule!r} leaves {empty} without events", "events in every part", "use larger shares or another rule")
-    domains = len(events.schema.domains)
-    used = count(events.domain, domains, lambda rows: split.part[rows] != UNUSED)
-    trained = count(events.domain, domains, lambda rows: split.part[rows] == TRAIN)
-    untrained = [name for name, n, m in zip(events.schema.domain_names, used, trained, strict=True) if n and not m]
+    number = by_part(events, split)
+    used = number.sum(0) - number[UNUSED]
+    untrained = [name for name, n, m in zip(events.schema.domain_names, used, number[TRAIN], strict=True) if n and not m]
     if untrained:
         came = f"domains {untrained} have no training events"
         raise SplitError(came, "training events in every domain", "use another rule, or drop these domains")
     return split
 
 
+def by_part(events: Events, split: Split) -> np.ndarray:
+    """(parts, domains) int64 numbers of events."""
+    domains = len(events.schema.domains)
+    number = tally(lambda rows: split.part[rows] * np.int64(domains) + events.domain[rows], len(events), len(PARTS) * domains)
+    return number.reshape(len(PARTS), domains)
+
+
 def _check_shares(valid: float, test: float) -> None:
     if not (0 <= valid < 1 and 0 <= test < 1 and 0 < valid + test < 1):
         raise SplitError(f"valid={valid}, test={test}", "shares that leave events for training and for another part", "correct them")
-
-
-def _digest(events: Events) -> str:
-    """16 hex digits over who met what, where and when."""
-    digest = hashlib.sha256()
-    for column in (events.user, events.item, events.domain, events.time):
-        digest.update(b"none" if column is None else np.ascontiguousarray(column).data)
-    return digest.hexdigest()[:16]
