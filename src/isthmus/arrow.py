@@ -162,13 +162,17 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise SourceError(f"{path} holds no numbers ({error})", "a file of numbers that Isthmus wrote", "encode the data again") from error
 
 
-def write_series(path: str | Path, values: pl.Series) -> None:
+def write_series(path: str | Path, values: pl.Series | pa.Array) -> None:
     """Writes text or whole numbers, whole or not at all.
+
+    Args:
+        path: the file.
+        values: a series, or an array as ``read_series`` finds it: whole numbers or ``large_string``.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    column = values.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    column = values.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()) if isinstance(values, pl.Series) else values
     _write(path, pa.record_batch([column], names=["id"]))
 
 

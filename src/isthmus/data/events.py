@@ -190,8 +190,8 @@ def read_events(
     used = {canonical: name for canonical, name in named.items() if name is not None}
     rows = col.lazy(frame, [*used.values(), *col.field_names(context)], "events")
     log = read_log(rows, used, context, label_kind, time_unit, domains, behaviours)
-    user_table, user_kinds = side_table(users, user_id or user, user_fields, log.found["user"].dtype, "users")
-    item_table, item_kinds = side_table(items, item_id or item, item_fields, log.found["item"].dtype, "items")
+    user_table, user_kinds = side_table(users, user_id or user, user_fields, log.ids["user"].dtype, "users")
+    item_table, item_kinds = side_table(items, item_id or item, item_fields, log.ids["item"].dtype, "items")
     schema = Schema(
         user=Entity("user", user_kinds),
         item=Entity("item", item_kinds),
@@ -202,39 +202,32 @@ def read_events(
         behaviours=log.behaviours,
         context=log.context,
     )
-    extra = None if extra_items is None else as_ids(extra_items, log.found["item"].dtype, "extra_items")
-    shown = shown_items(shows, schema.domain_names, log.found["item"].dtype)
-    user_ids = _all_ids(log.found["user"], [None if user_table is None else user_table["id"]])
-    item_ids = _all_ids(log.found["item"], [None if item_table is None else item_table["id"], extra, *(shown or [])])
-    return _interned(log, schema, user_ids, item_ids, user_table, item_table, shown)
-
-
-def _interned(
-    log: Log,
-    schema: Schema,
-    user_ids: pl.Series,
-    item_ids: pl.Series,
-    users: pl.DataFrame | None,
-    items: pl.DataFrame | None,
-    shown: list[pl.Series] | None,
-) -> Events:
-    """The events, with ids as places among all of them."""
-    read = log.intern(user_ids, item_ids)
+    extra = None if extra_items is None else as_ids(extra_items, log.ids["item"].dtype, "extra_items")
+    shown = shown_items(shows, schema.domain_names, log.ids["item"].dtype)
+    user_ids, user_place, _ = log.finish("user", [] if user_table is None else [user_table["id"]])
+    others = [] if item_table is None else [item_table["id"]]
+    item_ids, item_place, places = log.finish("item", [*(shown or []), *others, *([] if extra is None else [extra])])
     return Events(
         schema=schema,
-        **{name: read.get(name) for name in CANONICAL},  # type: ignore[arg-type]
-        context={f.name: ContextColumn(**read[f"context:{f.name}"]) for f in schema.context},
+        user=user_place,
+        item=item_place,
+        domain=log.columns["domain"],
+        time=log.columns.get("time"),
+        label=log.columns.get("label"),
+        behaviour=log.columns.get("behaviour"),
+        context={f.name: _context(log, f"context:{f.name}") for f in log.context},
         user_ids=user_ids,
         item_ids=item_ids,
-        users=users,
-        items=items,
-        shows=None if shown is None else [np.unique(col.locate(one, item_ids)) for one in shown],
+        users=user_table,
+        items=item_table,
+        shows=None if shown is None else [np.unique(place) for place in places[: len(shown)]],
     )
 
 
-def _all_ids(found: pl.Series, others: Sequence[pl.Series | None]) -> pl.Series:
-    more = [ids.rename("id") for ids in others if ids is not None]
-    return (pl.concat([found.rename("id"), *more]).unique() if more else found).sort().rename("id")
+def _context(log: Log, name: str) -> ContextColumn:
+    """A context field's column."""
+    column = log.columns[name]
+    return ContextColumn(log.categories[name], column, log.offsets.get(name)) if name in log.categories else ContextColumn(column)
 
 
 def _check_arguments(

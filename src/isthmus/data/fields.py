@@ -18,6 +18,7 @@ from isthmus import arrow
 from isthmus.data import columns as col
 from isthmus.data.chunks import chunks
 from isthmus.data.events import ContextColumn
+from isthmus.data.places import Places
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.schema import FIRST, PADDING, UNKNOWN, Entity, Field
 
@@ -161,13 +162,18 @@ def code_entity(
     row[UNKNOWN] = len(table) + 1
     if base is not None:  # its rows by code stand behind that
         row[col.locate(base[0].ids, vocabulary.ids) + FIRST] = np.arange(FIRST, base[0].size) + len(table) + 2
-    place = col.locate(table["id"], vocabulary.ids) + FIRST
-    row[place] = np.arange(len(table))
+    described, trained = Places(table["id"].dtype), np.zeros(len(table), bool)
+    row_of = np.argsort(described(table["id"]))
+    for some in chunks(len(vocabulary.ids)):  # no table of all of them is made
+        place = described.find(vocabulary.ids[some])
+        known = np.flatnonzero(place >= 0)
+        code, here = known + some.start + FIRST, row_of[place[known]]
+        row[code], trained[here] = here, code < vocabulary.trained
     columns = []
     for n, field in enumerate(entity.fields):
         old = None if base is None else base[1][n]
         column = _interned(table[field.name], field)
-        coder = learn(column, field, place < vocabulary.trained, None if old is None else old.coder)
+        coder = learn(column, field, trained, None if old is None else old.coder)
         coded = _with_defaults(Coded(coder, coder(column.entries), column.offsets))
         columns.append((coded if old is None else _joined(coded, old)).take(row))
     return columns

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,8 @@ import polars as pl
 
 from isthmus.allocator import keep_blocks
 from isthmus.data import columns as col
-from isthmus.data.ahead import ahead
-from isthmus.data.chunks import THREADS, Growing, chunks, count
-from isthmus.data.places import Places
+from isthmus.data.chunks import Growing, chunks, count
+from isthmus.data.dictionary import Dictionary
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, nearest
 from isthmus.schema import Field, LabelKind
 
@@ -33,8 +33,10 @@ class Log:
     """A checked event log of N rows.
 
     Attributes:
-        columns: by canonical name, and ``context:<name>`` for context fields: (N,) numbers, or places in ``found``, flat when multi-valued.
-        found: by column: its ids, names or categories in order of arrival, unique.
+        columns: by canonical name, and ``context:<name>`` for context fields: (N,) numbers, or places in ``domains``, ``behaviours``
+            and ``categories``, flat when multi-valued.
+        ids: of users and items: with N rows, and not finished.
+        categories: by column: unique, ascending.
         offsets: by multi-valued column, (N + 1,) int64.
         domains, behaviours: names in order.
         label_kind, time_unit: as declared or found.
@@ -42,7 +44,8 @@ class Log:
     """
 
     columns: dict[str, np.ndarray]
-    found: dict[str, pl.Series]
+    ids: dict[str, Dictionary]
+    categories: dict[str, pl.Series]
     offsets: dict[str, np.ndarray]
     domains: tuple[str, ...]
     behaviours: tuple[str, ...]
@@ -50,31 +53,23 @@ class Log:
     time_unit: str
     context: tuple[Field, ...]
 
-    def intern(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, Any]:
-        """The columns with the places that are theirs for good, instead of those in order of arrival; to be asked for once.
+    def finish(self, name: str, others: Sequence[pl.Series]) -> tuple[pl.Series, np.ndarray, list[np.ndarray]]:
+        """The ids of users or items; to be asked for once.
 
         Args:
-            user_ids, item_ids: unique; the integers are places in these.
+            name: whose.
+            others: ids that need not be in the log.
 
         Returns:
-            Canonical name -> (N,) array; ``context:<name>`` -> arguments of its ``ContextColumn``.
+            All ids, unique and ascending; the log's (N,) places among them; and those of each of the others.
         """
-        known = {name: found.drop_nulls().sort().rename("id") for name, found in self.found.items() if name not in IDS}
-        known |= {"user": user_ids, "item": item_ids, "domain": pl.Series(self.domains, dtype=pl.String)}
-        known |= {"behaviour": pl.Series(self.behaviours, dtype=pl.String)} if self.behaviours else {}
-        out: dict[str, Any] = {name: column for name, column in self.columns.items() if not name.startswith("context:")}
-        places = {name: col.locate(self.found[name], values).astype(self.columns[name].dtype) for name, values in known.items()}
-
-        def replace(name: str) -> None:
-            column = self.columns[name]
-            for rows in chunks(len(column)):
-                column[rows] = places[name].take(column[rows])
-
-        list(ahead(replace, known, THREADS, THREADS))
-        for name in self.columns.keys() - out.keys():
-            column = self.columns[name]
-            out[name] = {"values": known[name], "index": column, "offsets": self.offsets.get(name)} if name in known else {"values": column}
-        return out
+        ids = self.ids[name]
+        ends = [ids.rows]
+        for more in others:
+            ids.append(more)
+            ends.append(ids.rows)
+        known, place = ids.finish()
+        return known, place[: ends[0]], [place[begin:end] for begin, end in pairwise(ends)]
 
 
 class _Reading:
@@ -89,12 +84,12 @@ class _Reading:
     def __init__(self, stack: ExitStack, schema: pl.Schema, fields: Sequence[Field]) -> None:
         kinds = {f"context:{f.name}": f.kind for f in fields}
         dtypes = DTYPES | {name: np.float32 if kind == "numeric" else np.int32 for name, kind in kinds.items()}
-        self.columns = {name: Growing(dtypes[name]) for name in schema.names()}
         interned = {*IDS, *(name for name, kind in kinds.items() if kind != "numeric")}
-        self.places = {name: Places(getattr(dtype, "inner", dtype)) for name, dtype in schema.items() if name in interned}
+        self.columns = {name: Growing(dtypes[name]) for name in schema.names() if name not in interned}
+        self.ids = {name: Dictionary(getattr(dtype, "inner", dtype), dtypes[name]) for name, dtype in schema.items() if name in interned}
         self.ends = {name: Growing(np.int64) for name, kind in kinds.items() if kind == "multi"}
         self._facts, self._found = _facts(schema, fields), list[pl.DataFrame]()
-        self._threads = {name: stack.enter_context(ThreadPoolExecutor(1, f"isthmus-{name}")) for name in self.places}
+        self._threads = {name: stack.enter_context(ThreadPoolExecutor(1, f"isthmus-{name}")) for name in self.ids}
         self._waiting = list[Future[None]]()
 
     def take(self, batch: pl.DataFrame) -> None:
@@ -106,9 +101,9 @@ class _Reading:
         self.wait()
         self._waiting = [thread.submit(self._intern, name, batch[name]) for name, thread in self._threads.items()]
         self._found.append(batch.select(self._facts))
-        for name in self.columns.keys() - self.places.keys():
+        for name, column in self.columns.items():
             numbers = batch[name].cast(pl.Int64, strict=False).fill_null(0) if name == "time" else batch[name]
-            self.columns[name].append(numbers.to_numpy())
+            column.append(numbers.to_numpy())
 
     def wait(self) -> None:
         """Until the batch is at the end of all columns.
@@ -122,12 +117,11 @@ class _Reading:
     def _intern(self, name: str, values: pl.Series) -> None:
         if name in self.ends:
             end = self.ends[name]
-            end.append(values.list.len().to_numpy().cumsum(dtype=np.int64) + self.columns[name].size)
+            end.append(values.list.len().to_numpy().cumsum(dtype=np.int64) + self.ids[name].rows)
             values = values.explode(empty_as_null=False)
-        place, most = self.places[name](values), MOST_NAMES.get(name)
-        if most is not None and len(self.places[name]) > most + 1:  # one of them may be null
-            raise _too_many(name, f"more than {most:,}")
-        self.columns[name].append(place)
+        self.ids[name].append(values)
+        if len(self.ids[name]) > MOST_NAMES.get(name, np.inf) + 1:  # one too many is told of with the number, by ``_ordered``
+            raise _too_many(name, f"more than {MOST_NAMES[name]:,}")
 
     def facts(self) -> dict[str, Any]:
         """What ``_facts`` asks, of all rows."""
@@ -170,22 +164,25 @@ def read_log(
             for batch in rows.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming"):
                 reading.take(batch)
             reading.wait()
-    if not reading.columns["user"].size:
+    size = reading.ids["user"].rows
+    if not size:
         raise DataError("the events have no rows", "at least one event", "check the files, and any filter on them")
-    columns = {name: column.done() for name, column in reading.columns.items()}
-    found = {name: places.ids() for name, places in reading.places.items()}
-    offsets = {name: np.append(0, end.done()) for name, end in reading.ends.items()}
-    facts = reading.facts() | _gaps(columns, found)
-    _check_facts(facts, len(columns["user"]), named, fields)
+    facts = reading.facts()
+    _check_facts(facts, size, named, fields)
     kind = _label_kind(facts, label_kind, named)
-    names = _ordered("domain", found["domain"], domains)
-    positives = dict(zip(found["domain"], _positives(columns, len(found["domain"]), kind), strict=True))
-    without = [name for name in names if not positives.get(name)]
+    columns, categories = {name: column.done() for name, column in reading.columns.items()}, dict[str, pl.Series]()
+    for name in reading.ids.keys() - {"user", "item"}:
+        categories[name], columns[name] = reading.ids[name].finish()
+    names = _ordered("domain", categories.pop("domain"), columns["domain"], domains)
+    positives = _positives(columns, len(names), kind)
+    without = [name for name, number in zip(names, positives, strict=True) if not number]
     if without:
         came = f"domains {without} have no positive event"
         raise LabelError(came, "at least one in every domain", "leave these domains out, or check the label")
-    behaviour_names = _ordered("behaviour", found.get("behaviour", pl.Series([], dtype=pl.String)), behaviours)
-    return Log(columns, found, offsets, names, behaviour_names, kind, unit, fields)
+    behaviour_names = _ordered("behaviour", categories.pop("behaviour"), columns["behaviour"], behaviours) if "behaviour" in named else ()
+    offsets = {name: np.append(0, end.done()) for name, end in reading.ends.items()}
+    ids = {name: reading.ids[name] for name in ("user", "item")}
+    return Log(columns, ids, categories, offsets, names, behaviour_names, kind, unit, fields)
 
 
 def _canonical(named: dict[str, str], dtypes: pl.Schema, time_unit: str) -> tuple[dict[str, pl.Expr], str]:
@@ -207,7 +204,9 @@ def _canonical(named: dict[str, str], dtypes: pl.Schema, time_unit: str) -> tupl
 
 def _facts(schema: pl.Schema, fields: Sequence[Field]) -> list[pl.Expr]:
     """One row of what must be known about the numbers."""
-    facts = []
+    texts = [name for name in IDS if schema.get(name) == pl.String]
+    facts = [pl.col(name).is_null().sum().alias(f"{name} missing") for name in IDS if name in schema]
+    facts += [(pl.col(name) == "").sum().alias(f"{name} empty") for name in texts]
     for name in ("time", "label"):
         if name not in schema:
             continue
@@ -222,15 +221,6 @@ def _facts(schema: pl.Schema, fields: Sequence[Field]) -> list[pl.Expr]:
         facts += [other.sum().alias("label other"), pl.col("label").filter(other).max().alias("label example")]
     facts += [pl.col(f"context:{f.name}").is_infinite().sum().alias(f"context {f.name}") for f in fields if f.kind == "numeric"]
     return facts
-
-
-def _gaps(columns: dict[str, np.ndarray], found: dict[str, pl.Series]) -> dict[str, int]:
-    """How many ids and names are missing or empty."""
-    gaps = {}
-    for name in set(IDS) & found.keys():
-        for what, gap in (("missing", found[name].is_null()), ("empty", found[name].cast(pl.String) == "")):
-            gaps[f"{name} {what}"] = sum(int((columns[name] == place).sum()) for place in gap.arg_true())
-    return gaps
 
 
 def _check_facts(facts: dict[str, Any], total: int, named: dict[str, str], fields: Sequence[Field]) -> None:
@@ -273,9 +263,9 @@ def _too_many(what: str, came: str) -> ColumnError:
     return ColumnError(f"{came} {what} names", f"at most {MOST_NAMES[what]:,}", f"check that this is the {what} column")
 
 
-def _ordered(what: str, found: pl.Series, declared: Sequence[str] | None) -> tuple[str, ...]:
-    """Names in the order declared, or ascending."""
-    names = tuple(sorted(found)) if declared is None else tuple(str(name) for name in declared)
+def _ordered(what: str, found: pl.Series, column: np.ndarray, declared: Sequence[str] | None) -> tuple[str, ...]:
+    """Names in the order declared, or ascending; places in ``found``, which are ascending, become places among them."""
+    names = tuple(found) if declared is None else tuple(str(name) for name in declared)
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise ColumnError(f"{what} {unknown[0]!r} is in the events but was not declared", f"one of {names}", nearest(unknown[0], names))
@@ -283,4 +273,8 @@ def _ordered(what: str, found: pl.Series, declared: Sequence[str] | None) -> tup
         raise ConfigError(f"{what} names {names}", "every name once", "remove the second one")
     if len(names) > MOST_NAMES[what]:
         raise _too_many(what, f"{len(names):,}")
+    if declared is not None:
+        place = col.locate(found, pl.Series(names, dtype=pl.String)).astype(column.dtype)
+        for rows in chunks(len(column)):
+            column[rows] = place.take(column[rows])
     return names

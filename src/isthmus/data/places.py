@@ -7,7 +7,8 @@ import secrets
 import numpy as np
 import polars as pl
 
-from isthmus.data.chunks import Growing
+from isthmus.data.chunks import Growing, chunks
+from isthmus.data.ids import GrowingIds
 
 SEEDS = (secrets.randbits(64), secrets.randbits(64))  # nothing depends on them, and nobody can look for ids that collide
 SLOTS = 3  # at least so many for an id
@@ -27,7 +28,7 @@ class Places:
     def __init__(self, dtype: pl.DataType) -> None:
         self._slots = np.full(1 << 8, -1, np.int32)
         self._first, self._second = Growing(np.uint64), Growing(np.uint64)
-        self._ids = [pl.Series("id", [], dtype)]
+        self._ids = GrowingIds(dtype)
 
     def __len__(self) -> int:
         return self._first.size
@@ -36,7 +37,7 @@ class Places:
         """Places of ids; new ones get the next places.
 
         Args:
-            values: (n,) ids; null is one like others.
+            values: (n,) ids, none null.
 
         Returns:
             (n,) int32.
@@ -48,9 +49,26 @@ class Places:
             place[new] = self._find(first[new], second[new])
         return place
 
+    @property
+    def nbytes(self) -> int:
+        """What the table and the ids take."""
+        return self._slots.nbytes + self._first.values.nbytes + self._second.values.nbytes + self._ids.nbytes
+
+    def find(self, values: pl.Series) -> np.ndarray:
+        """Places of ids (n,), none null: (n,) int32, -1 for those not met so far."""
+        return self._find(*_keys(values))
+
     def ids(self) -> pl.Series:
-        """All ids, by place."""
-        return pl.concat(self._ids, rechunk=True)
+        """All ids, by place: to be used until more come."""
+        return self._ids.series()
+
+    def ordered(self) -> tuple[pl.Series, np.ndarray]:
+        """All ids in ascending order, and by place (n,) int32 where each is among them."""
+        ids = self.ids().sort()
+        rank = np.empty(len(ids), np.int32)
+        for rows in chunks(len(ids)):
+            rank[self.find(ids[rows])] = np.arange(rows.start, rows.stop, dtype=np.int32)
+        return ids, rank
 
     def _find(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """(n,) int32 places, -1 for new ids."""
@@ -81,7 +99,7 @@ class Places:
         begin = len(self)
         self._first.append(first[rows])
         self._second.append(second[rows])
-        self._ids.append(values.gather(rows).rename("id"))
+        self._ids.append(values.gather(rows))
         if SLOTS * len(self) > len(self._slots):
             self._slots, begin = np.full(1 << (SLOTS * len(self)).bit_length(), -1, np.int32), 0
         place = np.arange(begin, len(self), dtype=np.int32)
@@ -95,5 +113,5 @@ class Places:
 
 def _keys(values: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """What ids are known by: (n,) uint64 twice."""
-    second = values.hash(SEEDS[1]) if values.dtype == pl.String else values.fill_null(0).reinterpret(signed=False)
+    second = values.hash(SEEDS[1]) if values.dtype == pl.String else values.reinterpret(signed=False)
     return values.hash(SEEDS[0]).to_numpy(), second.to_numpy()

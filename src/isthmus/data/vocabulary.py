@@ -12,6 +12,8 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data import columns as col
+from isthmus.data.chunks import order_of
+from isthmus.data.ids import contiguous, gathered
 from isthmus.errors import ColumnError, ConfigError, SourceError
 from isthmus.schema import FIRST, PADDING, UNKNOWN
 
@@ -70,7 +72,7 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Writes an Arrow file, whole or not at all."""
-        arrow.write_series(path, self.ids)
+        arrow.write_series(path, contiguous(self.ids))
 
     @classmethod
     def load(cls, path: str | Path, trained: int | None = None) -> Vocabulary:
@@ -98,7 +100,7 @@ def frequency_order(count: np.ndarray) -> tuple[np.ndarray, int]:
     Returns:
         (n,) int64 order of places, and the first code that was not seen in training.
     """
-    return np.argsort(-count.astype(np.int64), kind="stable"), FIRST + int(np.count_nonzero(count))
+    return order_of(np.negative(count, dtype=np.int64)), FIRST + int(np.count_nonzero(count))
 
 
 def give_codes(ids: pl.Series, count: np.ndarray, base: Vocabulary | None = None) -> tuple[Vocabulary, np.ndarray]:
@@ -119,7 +121,7 @@ def give_codes(ids: pl.Series, count: np.ndarray, base: Vocabulary | None = None
     if base is None:
         code = np.empty(len(ids), np.int32)
         code[order] = np.arange(FIRST, FIRST + len(ids), dtype=np.int32)
-        return Vocabulary(ids.gather(order), trained), code
+        return Vocabulary(gathered(ids, order), trained), code
     if ids.dtype != base.ids.dtype:
         raise ConfigError(f"ids of type {ids.dtype}", f"{base.ids.dtype}, as in the data set to extend", "cast them")
     kept = base.trained - FIRST
