@@ -163,7 +163,7 @@ def prepare(folder: Path, rows: list[tuple[Any, ...]], text: bool, base: Dataset
     return encode(events, splits.given(events, frame["part"]), folder, base=base)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(ROWS, ROWS, st.booleans(), st.integers(1, 9), st.sampled_from([0, 2000, 3000]))
 def test_little_memory_changes_no_byte(
     tmp_path_factory: pytest.TempPathFactory, old: list[tuple[Any, ...]], new: list[tuple[Any, ...]], text: bool, batch: int, memory: int
