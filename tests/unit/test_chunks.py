@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
+import time
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -13,9 +16,10 @@ from hypothesis import strategies as st
 
 from isthmus import arrow
 from isthmus.data import chunks
+from isthmus.data.ahead import relay
 from isthmus.data.chunks import Growing, count, distinct, memory, order_of
 from isthmus.data.moments import moment_at
-from isthmus.errors import StorageError
+from isthmus.errors import SourceError, StorageError
 
 DTYPES = [np.int8, np.uint8, np.int16, np.int32, np.int64, np.float32]
 keys = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3), st.sampled_from([-(2**63), -5, 0, 7, 2**63 - 1])), max_size=40)
@@ -137,6 +141,47 @@ def test_a_column_is_there_whole_or_not_at_all(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_column_cut_short_takes_what_comes_next(tmp_path) -> None:
+    with arrow.column(tmp_path / "x.arrow", np.int32) as file:
+        file.append(np.arange(9))
+        file.cut(4)
+        assert file.get(0, 4).tolist() == [0, 1, 2, 3]
+        with pytest.raises(SourceError, match="ends early"):
+            file.get(4, 9)
+        file.append(np.array([7]))
+    assert arrow.read(tmp_path / "x.arrow")["value"].tolist() == [0, 1, 2, 3, 7]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_relay_places_in_order_and_finishes_everything(threads: int) -> None:
+    places, ends, caller = list[int](), list[int](), threading.get_ident()
+
+    def make(n: int) -> int:
+        time.sleep(0.002 * (n % 3 == 0))  # the next ones are there earlier
+        return n * n
+
+    def place(square: int) -> int:
+        assert threading.get_ident() == caller
+        places.append(square)
+        return -square
+
+    relay(make, range(20), place, ends.append, threads)
+    assert places == [n * n for n in range(20)]
+    assert sorted(ends) == sorted(-n * n for n in range(20))
+
+
+@pytest.mark.parametrize("wrong", ["make", "place", "finish"])
+def test_what_goes_wrong_in_a_relay_is_raised_and_ends_its_threads(wrong: str) -> None:
+    def step(name: str) -> Callable[[int], int]:
+        return lambda n: 1 // (n - 5) if name == wrong and n == 5 else n
+
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError) as raised:
+        relay(step("make"), range(20), step("place"), step("finish"), 2)
+    assert threading.active_count() == before  # although the error holds what was at work
+    assert raised.tb
 
 
 @given(st.lists(st.integers(-4, 4)))

@@ -253,6 +253,19 @@ def test_check_refuses_other_events():
         made.check(make([1] * 10, [0] * 10, range(10)))
 
 
+def test_the_digest_is_remembered_and_of_the_columns_that_there_are_now():
+    events = make([0, 1, 2], [0, 0, 0], [1, 2, 3])
+    digest = events.digest()
+    assert events.digest() == digest == replace(events).digest() == make([0, 1, 2], [0, 0, 0], [1, 2, 3]).digest()
+    for name in ("user", "item", "domain", "time"):
+        column = getattr(events, name)
+        setattr(events, name, column[::-1] + column.dtype.type(1))
+        assert events.digest() != digest
+        setattr(events, name, column)
+        assert events.digest() == digest
+    assert replace(events, time=None).digest() != digest
+
+
 def test_summary_counts():
     events = make([0, 0, 1, 1, 2], [0, 0, 0, 1, 1], [1, 2, 3, 4, 5], item=[7, 7, 8, 9, 9])
     table = split.given(events, ["train", "train", "test", "train", "test"]).summary(events)

@@ -124,7 +124,7 @@ class Users:
         return Block(**{name: column.get(begin, begin + int(self._size[number])) for name, column in self._columns.items()})
 
     def _forget(self, number: int) -> None:
-        """A block has been written; its place is free for what comes."""
+        """A block has been read: its place is free for what is written."""
         for column in self._columns.values():
             column.cut(int(self._begin[number]))
 
@@ -149,17 +149,22 @@ def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domain
         take: number -> a block, in any thread; of users whose codes are above those of the block before.
         blocks: how many there are, at least one.
         domains: number of domains.
-        forget: told the number of each block that will not be asked for again, in order.
+        forget: told the number of a block when it and all before it have been taken, in any thread.
     """
     with ExitStack() as stack:
         files = _Files(stack, folder, domains)
 
-        def place(numbered: tuple[int, dict[str, np.ndarray]]) -> list[arrow.Piece]:
-            number, block = numbered
-            forget(number)
-            return files.place(block)
+        def ordered(number: int) -> tuple[int, dict[str, np.ndarray]]:
+            return number, _sorted(take(number), domains)
 
-        relay(lambda number: (number, _sorted(take(number), domains)), range(blocks), place, arrow.put, THREADS)
+        def place(found: tuple[int, dict[str, np.ndarray]]) -> tuple[int, list[arrow.Piece]]:
+            return found[0], files.place(found[1])
+
+        def write(placed: tuple[int, list[arrow.Piece]]) -> None:
+            forget(placed[0])  # the memory that held it in the disk's cache is there for what is written
+            arrow.put(placed[1])
+
+        relay(ordered, range(blocks), place, write, THREADS)
         files.end()
 
 
@@ -196,13 +201,13 @@ def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
     """A block's columns by file; ``start`` and ``offsets`` count from the block's own first event and value."""
     times = () if block.time is None else (block.time,)
     order = order_of(block.user, *times)  # from here on a user's events are near to each other, and few cache lines are read twice
-    block = Block(**{name: values[order] for name, values in block.columns().items()})
+    block = Block(**{name: values.take(order) for name, values in block.columns().items()})
     pair = block.user.astype(np.int64) * domains + block.domain
     by_pair = order_of(pair)
     history = {f"history/{name}": column for name, column in _history(block, pair, by_pair).items()}
     seen, low = np.flatnonzero(block.use & SEEN), int(pair.min(initial=0))
-    segments = Segments.build(pair[seen] - low, block.item[seen])
-    trained = pair[by_pair[np.flatnonzero(block.use[by_pair] & TRAINED)]]
+    segments = Segments.build(pair.take(seen) - low, block.item.take(seen))
+    trained = pair.take(by_pair.take(np.flatnonzero(block.use.take(by_pair) & TRAINED)))
     first = starts(trained)
     return history | {
         "seen/keys": segments.keys + low,
@@ -226,14 +231,14 @@ def _history(block: Block, pair: np.ndarray, by_pair: np.ndarray) -> dict[str, n
         keep = keep[_last_of_each(pair[keep], block.item[keep])]
     kept = np.zeros(len(pair), bool)
     kept[keep] = True
-    chosen = by_pair[np.flatnonzero(kept[by_pair])]
-    pair = pair[chosen]
+    chosen = by_pair.take(np.flatnonzero(kept.take(by_pair)))
+    pair = pair.take(chosen)
     start = starts(pair)
     columns = {"item": block.item, "time": block.time, "behaviour": block.behaviour, "label": block.label}
-    events = {name: values[chosen].astype(PADDED[name], copy=False) for name, values in columns.items() if values is not None}
+    events = {name: values.take(chosen).astype(PADDED[name], copy=False) for name, values in columns.items() if values is not None}
     place = np.empty(len(kept), np.int32)
     place[chosen] = np.arange(len(chosen))
-    return {"pair": pair[start], "start": start, **events, **_merged(place[keep], block.user[keep], block.domain[keep])}
+    return {"pair": pair[start], "start": start, **events, **_merged(place.take(keep), block.user.take(keep), block.domain.take(keep))}
 
 
 def _merged(place: np.ndarray, user: np.ndarray, domain: np.ndarray) -> dict[str, np.ndarray]:

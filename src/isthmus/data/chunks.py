@@ -17,6 +17,7 @@ from isthmus.data.ahead import ahead
 from isthmus.storage import storage_errors
 
 CHUNK = 1 << 18  # rows worked on at once: few enough for the cache
+LARGE = 1 << 20  # rows counted at once where there is much to count: each time all numbers are gone through
 THREADS = min(2, os.cpu_count() or 1)  # that work on chunks; more of them would need more memory, and the disk is slower than they are
 MANY = 1 << 22  # different numbers of which ``tally`` keeps one count alone
 SHARE = 16  # a column larger than the machine's memory divided by this lies in a temporary file
@@ -71,7 +72,7 @@ def tally(counted: Callable[[slice], np.ndarray], rows: int, size: int) -> np.nd
 
     def some(first: int) -> np.ndarray:
         total = np.zeros(size, np.int64)
-        for piece in islice(chunks(rows, size), first, None, THREADS):  # not much smaller than what ``bincount`` makes of it
+        for piece in islice(chunks(rows, min(size, LARGE)), first, None, THREADS):
             total += np.bincount(counted(piece), minlength=size)
         return total
 
