@@ -44,7 +44,10 @@ def ahead(
 
 
 def relay(make: Callable[[R], S], given: Iterable[R], place: Callable[[S], T], finish: Callable[[T], None], threads: int) -> None:
-    """Work whose middle has to be done in order: ``make`` and ``finish`` run in threads, ``place`` between them in the caller's."""
-    with closing(ahead(make, given, threads, threads)) as made, closing(ahead(finish, map(place, made), threads, threads)) as finished:
+    """Work whose middle has to be done in order: ``make`` runs in threads, ``place`` in the caller's, and ``finish`` in one more.
+
+    Two threads that write to the same files wait for each other.
+    """
+    with closing(ahead(make, given, threads, threads)) as made, closing(ahead(finish, map(place, made), threads)) as finished:
         for _ in finished:
             pass

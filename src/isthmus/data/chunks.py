@@ -16,7 +16,7 @@ import numpy as np
 from isthmus.data.ahead import ahead
 from isthmus.storage import storage_errors
 
-CHUNK = 1 << 18  # rows worked on at once: few enough for the cache
+CHUNK = 1 << 19  # rows worked on at once: few for the cache, many for the files that they are divided among
 LARGE = 1 << 20  # rows counted at once where there is much to count: each time all numbers are gone through
 THREADS = min(2, os.cpu_count() or 1)  # that work on chunks; more of them would need more memory, and the disk is slower than they are
 MANY = 1 << 22  # different numbers of which ``tally`` keeps one count alone
