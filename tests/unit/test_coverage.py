@@ -85,7 +85,7 @@ def test_intervals_over_rows_would_not_hold() -> None:
     held = 0
     for seed in range(WORLDS):
         world = World(seed, each=40, domains=1)
-        world.frame = world.frame.with_columns(pl.int_range(pl.len()).alias("user"))
+        world.frame = world.frame.with_columns(pl.int_range(pl.len()).alias(name) for name in ("group", "user"))
         low, high = measure(world.scores(0.15), ("auc",), resamples=200, seed=seed).select("low", "high").row(0)
         held += low <= auc(0.15) <= high
     assert held < at_least(0.95, WORLDS), held
