@@ -97,12 +97,15 @@ def test_global_time_refusals():
 
 
 @settings(max_examples=200, deadline=None)
-@given(tables, st.booleans(), st.sampled_from([3, 5]), st.booleans())
-def test_leave_last_takes_the_last_of_each_user_and_domain_or_of_each_user(table, timed, least, across):
+@given(tables, st.booleans(), st.sampled_from([3, 5]), st.booleans(), st.sampled_from([1, 9, split.BLOCK]))
+def test_leave_last_takes_the_last_of_each_user_and_domain_or_of_each_user(table, timed, least, across, block):
     user, domain, time = (np.array(c) for c in zip(*table, strict=True))
     events, whose = make(user, domain, time if timed else None), user if across else user * 3 + domain
     try:
-        got = split.leave_last(events, least, across=across)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(split, "BLOCK", block)
+            got = split.leave_last(events, least, across=across)
+        assert (got.part == split.leave_last(events, least, across=across).part).all(), "how many are sorted at once does not show"
     except SplitError:
         nothing_held = max(np.unique(whose, return_counts=True)[1]) < least
         assert nothing_held or across, "the last two of a user may be all that a domain has"

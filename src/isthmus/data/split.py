@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data.candidates import Candidates
-from isthmus.data.chunks import tally
+from isthmus.data.chunks import chunks, count, starts, tally
 from isthmus.data.moments import moment_at
 from isthmus.errors import ConfigError, SourceError, SplitError, nearest
 from isthmus.storage import read_json, whole_folder, write_json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 TRAIN, VALID, TEST, UNUSED, KNOWN = range(5)
 PARTS = ("train", "valid", "test", "unused", "known")
 COLD_USERS, LAST_DAY = "cold_users", "last_day"
+BLOCK = 1 << 22  # events that ``leave_last`` sorts at once
 
 
 @dataclass(frozen=True)
@@ -215,17 +217,28 @@ def leave_last(events: Events, min_events: int = 3, seed: int = 0, across: bool 
     """
     if min_events < 3:
         raise SplitError(f"min_events={min_events}", "at least 3: one event each for train, valid and test", "raise it")
-    user = events.user.astype(np.int64)
-    pair = user if across else user * len(events.schema.domains) + events.domain
-    moment = np.random.default_rng(seed).random(len(pair)) if events.time is None else events.time
-    order = np.lexsort((moment, pair))
-    last = np.flatnonzero(np.diff(pair[order], append=-1))
-    enough = np.diff(last, prepend=-1) >= min_events
-    part = np.full(len(pair), TRAIN, np.uint8)
-    part[order[last[enough]]] = TEST
-    part[order[last[enough] - 1]] = VALID
+    moment = np.random.default_rng(seed).random(len(events)) if events.time is None else events.time
+    part = np.full(len(events), TRAIN, np.uint8)
+    for rows in _user_by_user(events):
+        user = events.user[rows].astype(np.int64)
+        pair = user if across else user * len(events.schema.domains) + events.domain[rows]
+        order = np.lexsort((moment[rows], pair))
+        last = np.flatnonzero(np.diff(pair[order], append=-1))
+        enough = np.diff(last, prepend=-1) >= min_events
+        part[rows[order[last[enough]]]] = TEST
+        part[rows[order[last[enough] - 1]]] = VALID
     chosen = {"order": "time"} if events.time is not None else {"order": "random, for want of times", "seed": seed}
     return made(events, part, "leave_last", {"min_events": min_events, **({"across": True} if across else {}), **chosen})
+
+
+def _user_by_user(events: Events) -> Iterator[np.ndarray]:
+    """Ascending rows (n,), all of some users' each time: sorting them takes no memory that grows with the events."""
+    number = count(events.user, len(events.user_ids))
+    block = (np.cumsum(number) - number) // BLOCK
+    for first, end in pairwise([*starts(block).tolist(), len(block)]):
+        yield np.concatenate(
+            [rows.start + np.flatnonzero((events.user[rows] >= first) & (events.user[rows] < end)) for rows in chunks(len(events))]
+        )
 
 
 def cold_users(
