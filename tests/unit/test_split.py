@@ -96,7 +96,7 @@ def test_global_time_refusals():
             split.global_time(make([0] * 10, [0] * 10, range(10)), valid, test)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tables, st.booleans(), st.sampled_from([3, 5]), st.booleans(), st.sampled_from([1, 9, split.BLOCK]))
 def test_leave_last_takes_the_last_of_each_user_and_domain_or_of_each_user(table, timed, least, across, block):
     user, domain, time = (np.array(c) for c in zip(*table, strict=True))
