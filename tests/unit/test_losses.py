@@ -231,6 +231,19 @@ def test_pool_softmax_in_half_precision_products() -> None:
         torch.testing.assert_close(one, other, atol=0.03, rtol=0.05)
 
 
+def test_the_sum_over_a_pool_is_not_in_half_precision() -> None:
+    """States that a network made in bfloat16: the sum and its corrections keep all their bits."""
+    torch.manual_seed(0)
+    user, table, item = torch.randn(6, 8).bfloat16(), torch.randn(4000, 8), torch.arange(4, 10)
+    pool = _pool(list(range(2, 4002)), (0, 4000), torch.full((4000,), 9.03))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool_softmax(user, item, (0, 6), table, pool, table[item - 2])
+        logit = (user @ table.T).float() - 9.03
+    right = (user * table[item - 2]).sum(1)
+    others = logit.masked_fill(pool.item == item[:, None], -torch.inf)
+    torch.testing.assert_close(found, (torch.logaddexp(right, others.logsumexp(1)) - right).mean(), atol=1e-4, rtol=1e-4)
+
+
 def test_pool_softmax_of_no_rows_is_zero() -> None:
     user = torch.zeros(0, 2, requires_grad=True)
     loss = pool_softmax(user, torch.zeros(0, dtype=torch.int64), (0, 0), torch.zeros(0, 2), _pool([], (0, 0)), torch.zeros(0, 2))

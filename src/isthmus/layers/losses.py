@@ -114,7 +114,7 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx: Any, user: Tensor, vectors: Tensor, log_q: Tensor | None, hit: Tensor | None) -> Tensor:
         """Vectors (n, d) and (m, d), corrections (m,) or None, and (n, m) bool or None -> (n,)."""
         product = user @ vectors.T
-        exponent = product.to(user.dtype)
+        exponent = product.to(torch.promote_types(product.dtype, torch.float32))
         if log_q is not None:
             exponent.sub_(log_q)
         if hit is not None:
