@@ -110,9 +110,9 @@ class Users:
             self._columns[name] = arrow.Column(file.fileno(), given[name].dtype)
             self._columns[name].room(int(self._size.sum()))
         ends = np.cumsum(size)
-        blocks = [(n, int(self._at[n]), ends[n] - size[n], ends[n]) for n in np.flatnonzero(size).tolist()]
+        blocks = [(int(self._at[n]), ends[n] - size[n], ends[n]) for n in np.flatnonzero(size).tolist()]
         self._at += size
-        return [(self._columns[name], at, values[begin:end]) for _, at, begin, end in blocks for name, values in given.items()]
+        return [(self._columns[name], at, values[begin:end]) for at, begin, end in blocks for name, values in given.items()]
 
     def write(self) -> None:
         """Writes ``history``, ``seen`` and ``counts``."""

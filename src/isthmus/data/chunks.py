@@ -63,7 +63,6 @@ def tally(counted: Callable[[slice], np.ndarray], rows: int, size: int) -> np.nd
     Returns:
         (size,) int64.
     """
-
     if size > MANY:
         total = np.zeros(size, np.int64)
         for piece in chunks(rows):
@@ -77,6 +76,16 @@ def tally(counted: Callable[[slice], np.ndarray], rows: int, size: int) -> np.nd
         return total
 
     return sum(ahead(some, range(THREADS), THREADS, THREADS), np.zeros(size, np.int64))
+
+
+def replace(column: np.ndarray, values: np.ndarray) -> None:
+    """Puts in every number's stead, in its own column (N,), what stands at that place of ``values`` (n,)."""
+
+    def some(rows: slice) -> None:
+        column[rows] = values.take(column[rows])
+
+    for _ in ahead(some, chunks(len(column)), THREADS, THREADS):
+        pass
 
 
 def by_bin(bin_of: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +197,7 @@ class Growing:
 
     def _make_room(self, size: int) -> None:
         needed = size * self._room.itemsize
-        if self._file is None and needed <= memory() // SHARE:
+        if self._file is None and needed <= share():
             self._room.resize(size, refcheck=False)  # without a copy: ``values`` are not kept
             return
         with storage_errors(Path(tempfile.gettempdir())):
@@ -201,6 +210,11 @@ class Growing:
                 os.posix_fallocate(self._file.fileno(), 0, needed)  # now, and not when a page is written
             self._room = np.frombuffer(mmap.mmap(self._file.fileno(), needed), before.dtype)
             self._room[: len(before)] = before
+
+
+def share() -> int:
+    """Bytes of memory that one column, or one table of ids, may take."""
+    return memory() // SHARE
 
 
 def memory() -> int:

@@ -10,16 +10,13 @@ run or of one range; files are read and written from front to back.  This is ext
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from isthmus.data import chunks as limits
-from isthmus.data.ahead import ahead
-from isthmus.data.chunks import THREADS, Growing, chunks
+from isthmus.data.chunks import Growing, chunks, replace, share
 from isthmus.data.ids import GrowingIds
 from isthmus.data.places import Places
 
@@ -58,7 +55,7 @@ class Dictionary:
         Raises:
             StorageError: no room for the files.
         """
-        if len(self) and self._table.nbytes > _share():
+        if len(self) and self._table.nbytes > share():
             self._write()
         if values.null_count():
             place = np.full(len(values), -1, np.int32)
@@ -78,8 +75,7 @@ class Dictionary:
         column = self._column.done()
         for ((begin, first), (end, last)), rank in zip(pairwise(self._ends), ranks, strict=True):
             place = np.append(rank.take(self._rank.values[first:last]), -1).astype(column.dtype)  # null is -1, the last one
-            for _ in ahead(partial(_replace, column[begin:end], place), chunks(end - begin), THREADS, THREADS):
-                pass
+            replace(column[begin:end], place)
         return ids, column
 
     def _write(self) -> None:
@@ -95,7 +91,7 @@ class Dictionary:
         """All ids, and for each run where its ids are among them."""
         every = self._runs.series()
         runs = [every[begin:end] for (_, begin), (_, end) in pairwise(self._ends)]
-        cuts = _cuts(runs, 1 + self._spent // max(_share(), 1))
+        cuts = _cuts(runs, 1 + self._spent // max(share(), 1))
         merged, ranks = GrowingIds(self.dtype), Growing(np.int32)
         for begin, end in pairwise(cuts):
             table, some = Places(self.dtype), pl.concat([run[b:e] for run, b, e in zip(runs, begin, end, strict=True)], rechunk=True)
@@ -109,16 +105,6 @@ class Dictionary:
             np.concatenate([ranks.values[e - n : e] for e, n in zip(*spans, strict=True)]) for spans in zip(ends.T, size.T, strict=True)
         )
         return merged.series(), of_runs
-
-
-def _replace(column: np.ndarray, place: np.ndarray, rows: slice) -> None:
-    """Some of a column's numbers by what is at their place."""
-    column[rows] = place.take(column[rows])
-
-
-def _share() -> int:
-    """Bytes that a table may take."""
-    return limits.memory() // limits.SHARE
 
 
 def _cuts(runs: list[pl.Series], ranges: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import polars as pl
 
 from isthmus.allocator import keep_blocks
 from isthmus.data import columns as col
-from isthmus.data.chunks import Growing, chunks, count
+from isthmus.data.chunks import Growing, count, replace
 from isthmus.data.dictionary import Dictionary
 from isthmus.errors import ColumnError, ConfigError, DataError, LabelError, nearest
 from isthmus.schema import Field, LabelKind
@@ -274,7 +274,5 @@ def _ordered(what: str, found: pl.Series, column: np.ndarray, declared: Sequence
     if len(names) > MOST_NAMES[what]:
         raise _too_many(what, f"{len(names):,}")
     if declared is not None:
-        place = col.locate(found, pl.Series(names, dtype=pl.String)).astype(column.dtype)
-        for rows in chunks(len(column)):
-            column[rows] = place.take(column[rows])
+        replace(column, col.locate(found, pl.Series(names, dtype=pl.String)).astype(column.dtype))
     return names

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from isthmus.layers.checks import require_share
 from isthmus.layers.domain import DomainBatchNorm, DomainLinear, domain_of_rows
 from isthmus.layers.dropout import Dropout
 from isthmus.layers.growing import Stacked
@@ -41,7 +40,6 @@ class Tower(Stacked):
         dropout: float,
     ) -> None:
         super().__init__()
-        require_share("dropout", dropout)
         width, last = fields * dim, hidden[-1]
 
         def adapt(copies: int) -> nn.Module | None:

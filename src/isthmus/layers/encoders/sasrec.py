@@ -55,7 +55,7 @@ class _Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.share = heads, dropout
+        self.heads = heads
         self.norm, self.norm_wide = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.project, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.wide, self.narrow = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -64,5 +64,5 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
         qkv = self.project(self.norm(x)).unflatten(2, (3, self.heads, -1))
-        x = x + self.dropout(self.out(causal_attention(qkv, self.share if self.training else 0.0)))
+        x = x + self.dropout(self.out(causal_attention(qkv, self.dropout.share if self.training else 0.0)))
         return x + self.dropout(self.narrow(self.dropout(self.wide(self.norm_wide(x)).relu())))
