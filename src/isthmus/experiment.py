@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -282,11 +283,10 @@ def check_writable(out: str | Path) -> None:
     Raises:
         StorageError: it cannot.
     """
-    probe = Path(out) / ".isthmus-probe"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # a name of its own: several processes may share the folder's parts
+            pass
     except OSError as error:
         raise StorageError(
             f"{out} cannot be written ({error.strerror})", "a folder you may write to", "choose another one with --out"

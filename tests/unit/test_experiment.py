@@ -18,7 +18,7 @@ from isthmus.data.dataset import Dataset
 from isthmus.data.events import ContextColumn
 from isthmus.data.synthetic import World, make_world
 from isthmus.errors import ConfigError, SourceError
-from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, compare, default_models, make_split, recall
+from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, check_writable, compare, default_models, make_split, recall
 from isthmus.fit import How, build, fit
 from isthmus.parts import Part, fingerprint
 from isthmus.published import sentences
@@ -338,3 +338,10 @@ def test_choices_are_ranked_among_sampled_items_when_asked(tmp_path: Path) -> No
     clicks = make_world(("big", "tiny"), users=(80, 60), items=60, events=(900, 500), seed=3)
     with pytest.raises(ConfigError, match="a task that ranks candidates"):
         compare(dataclasses.replace(recipe, task="ctr"), tmp_path / "clicks", events=clicks.events, say=lambda _: None)
+
+
+def test_several_processes_may_look_whether_one_folder_can_be_written(tmp_path: Path) -> None:
+    """They share the parts of a comparison; one's look never takes away what another's needs."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check_writable, [tmp_path / "out"] * 200))
+    assert not list((tmp_path / "out").iterdir())
