@@ -56,13 +56,13 @@ class Column:
         Raises:
             SourceError: the file ends before them.
         """
-        values = bytearray((end - begin) * self._dtype.itemsize)
-        left, place = memoryview(values), self._before + begin * self._dtype.itemsize
+        values = np.empty(end - begin, self._dtype)
+        left, place = memoryview(values.view(np.uint8)), self._before + begin * self._dtype.itemsize
         while left:
             if not (read := os.preadv(self._file, [left], place)):
                 raise SourceError(f"a file of {self.size:,} numbers ends early", "what was written there", "check the disk")
             place, left = place + read, left[read:]
-        return np.frombuffer(values, self._dtype)
+        return values
 
     def cut(self, size: int) -> None:
         """Leaves so many places, the first ones; what the others hold is gone, and the disk's room for it free."""

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,31 +157,38 @@ def test_a_column_cut_short_takes_what_comes_next(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_a_relay_places_in_order_and_finishes_everything(threads: int) -> None:
-    places, ends, caller = list[int](), list[int](), threading.get_ident()
+def test_a_relay_places_in_order_and_ends_everything(threads: int) -> None:
+    places, left, right, caller = list[int](), list[tuple[int, int]](), list[tuple[int, int]](), threading.get_ident()
 
     def make(n: int) -> int:
         time.sleep(0.002 * (n % 3 == 0))  # the next ones are there earlier
         return n * n
 
-    def place(square: int) -> int:
+    def place(square: int) -> list[Callable[[], None]]:
         assert threading.get_ident() == caller
         places.append(square)
-        return -square
+        return [lambda: left.append((threading.get_ident(), square)), lambda: right.append((threading.get_ident(), -square))]
 
-    relay(make, range(20), place, ends.append, threads)
+    relay(make, range(20), place, threads)
     assert places == [n * n for n in range(20)]
-    assert sorted(ends) == sorted(-n * n for n in range(20))
+    assert [n for _, n in left] == places
+    assert [-n for _, n in right] == places
+    assert len({thread for thread, _ in left} | {thread for thread, _ in right} | {caller}) == 3
 
 
-@pytest.mark.parametrize("wrong", ["make", "place", "finish"])
-def test_what_goes_wrong_in_a_relay_is_raised_and_ends_its_threads(wrong: str) -> None:
-    def step(name: str) -> Callable[[int], int]:
-        return lambda n: 1 // (n - 5) if name == wrong and n == 5 else n
+@pytest.mark.parametrize("wrong", ["make", "place", "first", "last"])
+@pytest.mark.parametrize("when", [5, 19])
+def test_what_goes_wrong_in_a_relay_is_raised_and_ends_its_threads(wrong: str, when: int) -> None:
+    def step(name: str, n: int) -> Any:
+        return 1 // (n - when) if name == wrong and n == when else n
+
+    def place(n: int) -> list[Callable[[], None]]:
+        step("place", n)
+        return [partial(step, name, n) for name in ("first", "last")]
 
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError) as raised:
-        relay(step("make"), range(20), step("place"), step("finish"), 2)
+        relay(lambda n: step("make", n), range(20), place, 2)
     assert threading.active_count() == before  # although the error holds what was at work
     assert raised.tb
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any, TypeVar
 
-R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -43,11 +42,28 @@ def ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def relay(make: Callable[[R], S], given: Iterable[R], place: Callable[[S], T], finish: Callable[[T], None], threads: int) -> None:
-    """Work whose middle has to be done in order: ``make`` runs in threads, ``place`` in the caller's, and ``finish`` in one more.
+def relay(make: Callable[[S], T], given: Iterable[S], place: Callable[[T], Sequence[Callable[[], None]]], threads: int) -> None:
+    """Work whose middle has to be done in order.
 
-    Two threads that write to the same files wait for each other.
+    Args:
+        make: runs in threads.
+        given: what with.
+        place: runs in the caller's thread, in order; gives what is left to do, always as many things.  Each of them has one more
+            thread of its own, so that threads that write to the same files need not wait for each other.
+        threads: how many of ``make`` run at once.
     """
-    with closing(ahead(make, given, threads, threads)) as made, closing(ahead(finish, map(place, made), threads)) as finished:
-        for _ in finished:
-            pass
+    with ExitStack() as stack:
+        made, waiting = stack.enter_context(closing(ahead(make, given, threads, threads))), deque[list[Future[None]]]()
+        last = list[ThreadPoolExecutor]()
+        for left in map(place, made):
+            last = last or [stack.enter_context(ThreadPoolExecutor(1, "isthmus-last")) for _ in left]
+            waiting.append([pool.submit(do) for pool, do in zip(last, left, strict=True)])
+            if len(waiting) > threads:
+                _wait(waiting.popleft())
+        for some in waiting:
+            _wait(some)
+
+
+def _wait(some: list[Future[None]]) -> None:
+    for one in some:
+        one.result()

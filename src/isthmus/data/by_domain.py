@@ -6,7 +6,7 @@ nothing of them stays in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,43 +21,41 @@ from isthmus.data.fields import Coder
 from isthmus.data.split import PARTS, TEST, Split
 
 KEPT = PARTS[: TEST + 1]  # the parts that have rows
-ITEM_BITS, PART_BITS = 31, 2
-MANY = 1 << 23  # items found by chunks that are looked through for repeated ones at once
+FEW = 16  # a domain with fewer rows than all items divided by this has them put in order; looking through all items would take longer
 
 Lists = tuple[np.ndarray, np.ndarray]  # (n + 1,) offsets, and the flat values
 
 
 class Shown:
-    """The items that each domain shows, and the first part that knows each."""
+    """Finds the items that a domain shows, and the first part that knows each.
 
-    def __init__(self) -> None:
-        self._found, self._new = np.zeros(0, np.int64), list[np.ndarray]()
+    Args:
+        items: number of codes.
+    """
 
-    def add(self, domain: np.ndarray | int, item: np.ndarray, part: np.ndarray | int) -> None:
-        """Items (n,), each in a domain and a part."""
-        self.add_keys(self.keys(domain, item, part))
+    def __init__(self, items: int) -> None:
+        self._first = np.zeros(items, np.uint8)  # by item: one more than its part; 0 again for the next domain
 
-    @staticmethod
-    def keys(domain: np.ndarray | int, item: np.ndarray, part: np.ndarray | int) -> np.ndarray:
-        """One number, each once, for each domain, item and part."""
-        return distinct(((np.asarray(domain, np.int64) << ITEM_BITS | item) << PART_BITS) | part)
+    def find(self, by_part: Sequence[Iterable[np.ndarray]], rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items of a domain.
 
-    def add_keys(self, keys: np.ndarray) -> None:
-        """What ``keys`` gave."""
-        self._new.append(keys)
-        if sum(map(len, self._new)) > max(MANY, len(self._found)):
-            self._gather()
+        Args:
+            by_part: for each part, codes that it shows, piece after piece.
+            rows: about how many there are.
 
-    def by_domain(self, domains: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where each domain's items begin (D + 1,), int64; items int32, ascending in each domain; and their first parts, int8."""
-        self._gather()
-        pair, first = np.unique(self._found >> PART_BITS, return_index=True)
-        offsets = np.searchsorted(pair, np.arange(domains + 1, dtype=np.int64) << ITEM_BITS)
-        item = (pair & ((1 << ITEM_BITS) - 1)).astype(np.int32)
-        return offsets.astype(np.int64), item, (self._found[first] & ((1 << PART_BITS) - 1)).astype(np.int8)
-
-    def _gather(self) -> None:
-        self._found, self._new = distinct(np.concatenate([self._found, *self._new])), []
+        Returns:
+            (S,) int32 codes, ascending, and (S,) int8 their first parts.
+        """
+        few = list[np.ndarray]() if rows < len(self._first) // FEW else None
+        for part, pieces in reversed([*enumerate(by_part)]):  # the first part has the last word
+            for items in pieces:
+                self._first[items] = part + 1
+                if few is not None:
+                    few.append(items)
+        found = np.flatnonzero(self._first) if few is None else distinct(np.concatenate([np.zeros(0, np.int32), *few]))
+        part = self._first.take(found).astype(np.int8) - np.int8(1)
+        self._first[found] = 0
+        return found.astype(np.int32), part
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,11 @@ class Chunk:
         size: (bins,) rows of each.
         columns: by file name.
         lists: multi-valued columns by file name.
-        shown: see ``Shown.keys``.
     """
 
     size: np.ndarray
     columns: dict[str, np.ndarray]
     lists: dict[str, Lists]
-    shown: np.ndarray
 
 
 class _Bins:
@@ -127,14 +123,11 @@ class Parts:
         events: the events.
         split: which of them train, validate and test.
         context: for each context field, how its entries become codes or numbers.
-
-    Attributes:
-        shown: the items of the rows.
     """
 
     def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, context: Sequence[Coder]) -> None:
         self._stack, self._folder, self._events, self._context = stack, folder, events, context
-        self._bins, self.shown = _Bins(events, split), Shown()
+        self._bins = _Bins(events, split)
         self._columns = dict[tuple[str, str], arrow.Column]()
         self._at = self._bins.begin(self._bins.size)
         self._flat_at = {name: self._bins.begin(size) for name, size in self._bins.flat.items()}
@@ -166,13 +159,12 @@ class Parts:
                 flat = column.entries[offsets[0] : offsets[-1]]
                 begin, flat = col.take_lists(offsets - offsets[0], flat, order)
                 lists[f"context.{n}"] = (begin, code(flat))
-        return Chunk(size, columns, lists, Shown.keys(columns["domain"], columns["item"], where.take(order) // self._bins.domains))
+        return Chunk(size, columns, lists)
 
     def place(self, chunk: Chunk) -> list[arrow.Piece]:
         """Where a chunk's rows go: each bin's behind those of the chunks before."""
         if (KEPT[0], "user") not in self._columns:
             self._open_all(chunk)
-        self.shown.add_keys(chunk.shown)
         ends, pieces = np.cumsum(chunk.size), list[arrow.Piece]()
         for n in np.flatnonzero(chunk.size).tolist():
             part, at, end = KEPT[n // self._bins.domains], int(self._at[n]), int(ends[n])
@@ -186,6 +178,17 @@ class Parts:
                 self._flat_at[name][n] += len(piece)
             self._at[n] += end - begin
         return pieces
+
+    def items(self, part: int, domain: int) -> Iterator[np.ndarray]:
+        """The items of the rows of a part and a domain, piece after piece, when all have been written."""
+        size = self._bins.by_part(self._bins.size)[part]
+        end = int(size[: domain + 1].sum())
+        for rows in chunks(int(size[domain])):
+            yield self._columns[KEPT[part], "item"].get(end - int(size[domain]) + rows.start, end - int(size[domain]) + rows.stop)
+
+    def rows(self, domain: int) -> int:
+        """How many rows of a domain there are in all parts."""
+        return int(self._bins.by_part(self._bins.size)[:, domain].sum())
 
     def _open_all(self, chunk: Chunk) -> None:
         """Every part has every column, be it without rows."""

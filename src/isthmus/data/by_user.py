@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domain
         take: number -> a block, in any thread; of users whose codes are above those of the block before.
         blocks: how many there are, at least one.
         domains: number of domains.
-        forget: told the number of a block when it and all before it have been taken, in any thread.
+        forget: told the number of a block when it and all before it have been taken, in a thread of its own.
     """
     with ExitStack() as stack:
         files = _Files(stack, folder, domains)
@@ -157,14 +158,11 @@ def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domain
         def ordered(number: int) -> tuple[int, dict[str, np.ndarray]]:
             return number, _sorted(take(number), domains)
 
-        def place(found: tuple[int, dict[str, np.ndarray]]) -> tuple[int, list[arrow.Piece]]:
-            return found[0], files.place(found[1])
+        def place(found: tuple[int, dict[str, np.ndarray]]) -> list[Callable[[], None]]:
+            history, rest = files.place(found[1])
+            return [partial(arrow.put, history), partial(arrow.put, rest), partial(forget, found[0])]
 
-        def write(placed: tuple[int, list[arrow.Piece]]) -> None:
-            forget(placed[0])  # the memory that held it in the disk's cache is there for what is written
-            arrow.put(placed[1])
-
-        relay(ordered, range(blocks), place, write, THREADS)
+        relay(ordered, range(blocks), place, THREADS)
         files.end()
 
 
@@ -174,14 +172,22 @@ class _Files:
     def __init__(self, stack: ExitStack, folder: Path, domains: int) -> None:
         self._stack, self._folder, self._domains, self._columns = stack, folder, domains, dict[str, arrow.Column]()
 
-    def place(self, block: dict[str, np.ndarray]) -> list[arrow.Piece]:
-        """Where a block's columns go: behind those of the blocks before."""
+    def place(self, block: dict[str, np.ndarray]) -> tuple[list[arrow.Piece], list[arrow.Piece]]:
+        """Where a block's columns go: behind those of the blocks before.
+
+        Returns:
+            Those of the histories, and all others.
+        """
         if not self._columns:
             for name, column in block.items():
                 self._open(name, column.dtype)
         block["history/start"] += self._columns["history/item"].size
         block["seen/offsets"] += self._columns["seen/values"].size
-        return [(self._columns[name], self._columns[name].room(len(column)), column) for name, column in block.items()]
+        history, rest = list[arrow.Piece](), list[arrow.Piece]()
+        for name, column in block.items():
+            pieces = history if Path(name).parent.name == "history" else rest
+            pieces.append((self._columns[name], self._columns[name].room(len(column)), column))
+        return history, rest
 
     def end(self) -> None:
         """What stands behind the last block."""

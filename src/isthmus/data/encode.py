@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +17,19 @@ from isthmus.allocator import keep_blocks
 from isthmus.data.ahead import relay
 from isthmus.data.by_domain import Chunk, Parts, Shown
 from isthmus.data.by_user import Block, Users
-from isthmus.data.chunks import THREADS, chunks, count
+from isthmus.data.candidates import Candidates
+from isthmus.data.chunks import THREADS, chunks, count, distinct
 from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, file_facts
 from isthmus.data.events import Events
 from isthmus.data.extend import aligned
 from isthmus.data.fields import Coded, Coder, code_entity, learn, load_column
-from isthmus.data.split import PARTS, TRAIN, Split, by_part
+from isthmus.data.split import TRAIN, Split, by_part
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.errors import SplitError
 from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
 from isthmus.storage import whole_folder, write_json
+
+ITEM_BITS = 31  # of an item's code
 
 
 def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = False, base: Dataset | None = None) -> Dataset:
@@ -64,10 +69,9 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
             context=tuple(coder.field for coder in context),
             rating_range=_rating_range(events, split, base),
         )
-        shown = _write_events(folder, events, split, (user_code, item_code), context)
+        _write_events(folder, events, split, (user_code, item_code), context, Shown(item.size), base)
         for name, lists in split.candidates.items():
             replace(lists, user=user_code[lists.user], item=item_code[lists.item]).save(folder / "candidates" / name)
-        _write_catalogues(folder, shown, events, split, item_code, base)
         scalers = {"user": users, "item": items, "context": _save_learnt(folder / "context", context)}
         write_json(folder / "manifest.json", _manifest(folder, schema, split, scalers, events, base))
     return Dataset.load(path)
@@ -130,7 +134,15 @@ def _rating_range(events: Events, split: Split, base: Dataset | None) -> tuple[f
     return min([float(label.min()), *before]), max([float(label.max()), *before])
 
 
-def _write_events(folder: Path, events: Events, split: Split, code: tuple[np.ndarray, np.ndarray], context: list[Coder]) -> Shown:
+def _write_events(
+    folder: Path,
+    events: Events,
+    split: Split,
+    code: tuple[np.ndarray, np.ndarray],
+    context: list[Coder],
+    shown: Shown,
+    base: Dataset | None,
+) -> None:
     """Writes all that holds events: they are read once, and then, put in order, by blocks of users.
 
     Args:
@@ -139,9 +151,8 @@ def _write_events(folder: Path, events: Events, split: Split, code: tuple[np.nda
         split: which of them train, validate and test.
         code: codes of the users' ids, and of the items'.
         context: for each context field, how its entries become codes or numbers.
-
-    Returns:
-        The items of the rows.
+        shown: finds the items of the catalogues.
+        base: a data set to extend.
     """
     with ExitStack() as stack:
         parts, users = Parts(stack, folder, events, split, context), Users(stack, folder, events, split, code[0])
@@ -150,29 +161,43 @@ def _write_events(folder: Path, events: Events, split: Split, code: tuple[np.nda
             user, item = code[0].take(events.user[rows]), code[1].take(events.item[rows])
             return parts.read(rows, user, item), *users.read(rows, user, item)
 
-        def place(found: tuple[Chunk, Block, np.ndarray]) -> list[arrow.Piece]:
-            return parts.place(found[0]) + users.place(*found[1:])
+        def place(found: tuple[Chunk, Block, np.ndarray]) -> list[Callable[[], None]]:
+            return [partial(arrow.put, parts.place(found[0])), partial(arrow.put, users.place(*found[1:]))]
 
-        relay(read, chunks(len(events)), place, arrow.put, THREADS)
+        relay(read, chunks(len(events)), place, THREADS)
         users.write()
-    return parts.shown
+        _write_catalogues(folder, parts, events, split, code[1], shown, base)
 
 
-def _write_catalogues(folder: Path, shown: Shown, events: Events, split: Split, item_code: np.ndarray, base: Dataset | None) -> None:
+def _write_catalogues(
+    folder: Path, parts: Parts, events: Events, split: Split, item_code: np.ndarray, shown: Shown, base: Dataset | None
+) -> None:
     """The items of each domain, and the first part in which each is known; a domain without events keeps the base's."""
     domains = len(events.schema.domains)
-    for d, items in enumerate(events.shows or ()):
-        shown.add(d, item_code[items], TRAIN)
-    for name, lists in split.candidates.items():
-        shown.add(np.repeat(lists.domain, np.diff(lists.offsets)), item_code[lists.item], PARTS.index(name))
-    if base is not None:
-        old = _new_codes(folder, base)
-        for d in np.flatnonzero(count(events.domain, domains) == 0).tolist():
-            for part, name in enumerate(PART_NAMES):
-                shown.add(d, old[base.catalogue(d, name)], part)
-    offsets, item, part = shown.by_domain(domains)
-    arrow.write(folder / "catalogue.offsets.arrow", {"offset": offsets})
+    listed = {name: _by_domain(lists, item_code, domains) for name, lists in split.candidates.items()}
+    old = None if base is None else _new_codes(folder, base)
+    observed = count(events.domain, domains) > 0
+
+    def pieces(part: int, domain: int) -> Iterator[np.ndarray]:
+        name = PART_NAMES[part]
+        yield from parts.items(part, domain)
+        if events.shows is not None and part == TRAIN:
+            yield item_code[events.shows[domain]]
+        if name in listed:
+            yield listed[name][domain]
+        if base is not None and old is not None and not observed[domain]:
+            yield old[base.catalogue(domain, name)]
+
+    found = [shown.find([pieces(part, d) for part in range(len(PART_NAMES))], parts.rows(d)) for d in range(domains)]
+    item, part = map(np.concatenate, zip(*found, strict=True))
+    arrow.write(folder / "catalogue.offsets.arrow", {"offset": np.cumsum([0, *(len(items) for items, _ in found)], dtype=np.int64)})
     arrow.write(folder / "catalogue.items.arrow", {"item": item, "part": part})
+
+
+def _by_domain(lists: Candidates, item_code: np.ndarray, domains: int) -> list[np.ndarray]:
+    """The codes of the candidates of each domain, each once."""
+    keys = distinct(np.repeat(lists.domain.astype(np.int64), np.diff(lists.offsets)) << ITEM_BITS | item_code[lists.item])
+    return np.split(keys & ((1 << ITEM_BITS) - 1), np.searchsorted(keys, np.arange(1, domains, dtype=np.int64) << ITEM_BITS))
 
 
 def _new_codes(folder: Path, base: Dataset) -> np.ndarray:
