@@ -57,7 +57,7 @@ class Column:
             SourceError: the file ends before them.
         """
         values = np.empty(end - begin, self._dtype)
-        left, place = memoryview(values.view(np.uint8)), self._before + begin * self._dtype.itemsize
+        left, place = values.view(np.uint8).data, self._before + begin * self._dtype.itemsize
         while left:
             if not (read := os.preadv(self._file, [left], place)):
                 raise SourceError(f"a file of {self.size:,} numbers ends early", "what was written there", "check the disk")

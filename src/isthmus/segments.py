@@ -55,10 +55,10 @@ class Segments:
         pair <<= bits
         pair |= values
         pair.sort()
-        pair = pair[np.concatenate([[True], pair[1:] != pair[:-1]])] if len(pair) else pair
+        pair = pair.take(starts(pair))
         value = (pair & ((1 << bits) - 1)).astype(np.int32)
         pair >>= bits
-        first = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else np.zeros(0, np.int64)
+        first = starts(pair)
         return cls(pair[first], np.append(first, len(pair)), value)
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,3 +146,19 @@ def places(codes: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     place = np.searchsorted(codes, wanted)
     return place, (codes.take(place, mode="clip") == wanted) if len(codes) else np.zeros(len(wanted), bool)
+
+
+def starts(*keys: np.ndarray) -> np.ndarray:
+    """Where a row differs from the one before.
+
+    Args:
+        keys: at least one; each (N,).
+
+    Returns:
+        (S,) int64 ascending places; the first is 0, if there are rows.
+    """
+    new = np.zeros(len(keys[0]), bool)
+    new[:1] = True
+    for key in keys:
+        new[1:] |= key[1:] != key[:-1]
+    return np.flatnonzero(new)

@@ -35,6 +35,16 @@ def test_orders_are_those_of_lexsort(rows: list[tuple[int, int, int]]) -> None:
         np.testing.assert_array_equal(order_of(*wanted), np.lexsort(wanted[::-1]))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("size", [2, 300, 5000])
+def test_an_order_does_not_depend_on_how_wide_the_numbers_are(dtype: type[np.integer], size: int) -> None:
+    """All that a type holds, a few next to its ends, and a narrow range: with places behind them in 32 bits, in 63, and in neither."""
+    rng, ends = np.random.default_rng(0), np.iinfo(dtype)
+    near = np.array([ends.min, ends.min + 1, ends.max - 1, ends.max], dtype)
+    for key in (rng.integers(ends.min, ends.max, size, dtype, endpoint=True), rng.choice(near, size), rng.choice(near[:2], size)):
+        np.testing.assert_array_equal(order_of(key), np.argsort(key, kind="stable"))
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30), st.integers(1, 9))
 @settings(deadline=None)
 def test_counts_do_not_depend_on_the_pieces(rows: list[tuple[int, bool]], size: int) -> None:

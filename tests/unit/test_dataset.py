@@ -345,7 +345,6 @@ def test_the_sizes_of_the_pieces_change_nothing(tmp_path_factory, case, chunk: i
         patch.setattr("isthmus.data.by_user.BLOCK", block)
         patch.setattr("isthmus.data.by_user.THREADS", threads)
         patch.setattr("isthmus.data.encode.THREADS", threads)
-        patch.setattr("isthmus.data.by_domain.MANY", chunk)
         if in_file:
             patch.setattr("isthmus.data.chunks.memory", lambda: 0)
         again = replace(events, user=copied(events.user), item=copied(events.item), domain=copied(events.domain))

@@ -15,7 +15,7 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.data import columns as col
-from isthmus.data.chunks import by_bin, chunks, distinct, tally
+from isthmus.data.chunks import by_bin, chunks, distinct
 from isthmus.data.events import Events
 from isthmus.data.fields import Coder
 from isthmus.data.split import PARTS, TEST, Split
@@ -83,12 +83,12 @@ class _Bins:
         flat: by file name of multi-valued context fields, (number,) values of each.
     """
 
-    def __init__(self, events: Events, split: Split) -> None:
+    def __init__(self, events: Events, split: Split, number: np.ndarray) -> None:
         self._part, self._domain = split.part, events.domain
         self.domains = len(events.schema.domains)
         self.number = len(KEPT) * self.domains
         self._type = np.min_scalar_type(self.number)  # numpy sorts small numbers by radix
-        self.size = tally(self.of, len(events), self.number + 1)[:-1]
+        self.size = number[: len(KEPT)].ravel()
         found = {f"context.{n}": events.context[f.name].offsets for n, f in enumerate(events.schema.context)}
         self.flat = {name: self._flat(offsets) for name, offsets in found.items() if offsets is not None}
 
@@ -122,12 +122,13 @@ class Parts:
         folder: of the data set.
         events: the events.
         split: which of them train, validate and test.
+        number: (parts, domains) of them.
         context: for each context field, how its entries become codes or numbers.
     """
 
-    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, context: Sequence[Coder]) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, number: np.ndarray, context: Sequence[Coder]) -> None:
         self._stack, self._folder, self._events, self._context = stack, folder, events, context
-        self._bins = _Bins(events, split)
+        self._bins = _Bins(events, split, number)
         self._columns = dict[tuple[str, str], arrow.Column]()
         self._at = self._bins.begin(self._bins.size)
         self._flat_at = {name: self._bins.begin(size) for name, size in self._bins.flat.items()}

@@ -17,13 +17,14 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.data.ahead import relay
-from isthmus.data.chunks import THREADS, by_bin, count, order_of, starts
+from isthmus.data.chunks import THREADS, ascending, by_bin, count, order_of
 from isthmus.data.events import Events
 from isthmus.data.split import TRAIN, Split
-from isthmus.segments import Segments
+from isthmus.segments import Segments, starts
 from isthmus.storage import write_json
 
 BLOCK, MOST_BLOCKS = 1 << 18, 250  # events sorted at once, at least: few enough for the cache; and how many times at most users are divided
+BEHIND = 2  # blocks that have been read, whose files' ends are not yet cut off
 NOBODY = -1  # a domain that no event has
 SENTINEL = np.iinfo(np.int64).max
 REMEMBERED, SEEN, TRAINED = 1, 2, 4  # what an event is for: histories, the known positives, the numbers of training events
@@ -86,18 +87,24 @@ class Users:
         self._size, self._block = np.bincount(block, by_code).astype(np.int64), block.astype(np.uint8)
         self._begin = self._size.sum() - np.cumsum(self._size)  # the last block comes first
         self._at, self._columns = self._begin.copy(), dict[str, arrow.Column]()
+        self._domain = np.min_scalar_type(len(events.schema.domains))
+        self._since = 0 if events.time is None else int(events.time.min())
+        self._time = np.min_scalar_type(0 if events.time is None else int(events.time.max()) - self._since)
 
     def read(self, rows: slice, user: np.ndarray, item: np.ndarray) -> tuple[Block, np.ndarray]:
-        """A chunk of events with their codes, ordered by block, and (blocks,) how many of each; in any thread."""
+        """A chunk of events with their codes, ordered by block, and (blocks,) how many of each; in any thread.
+
+        Domains and times, from the first one on, come in the smallest types that hold them: less to write and to read.
+        """
         events, use = self._events, self._uses(rows)
         where = np.where(use > 0, self._block.take(user), np.uint8(len(self._size)))  # events for nothing are in none
         order, size = by_bin(where, len(self._size))
         chosen = Block(
             user.take(order),
             item.take(order),
-            events.domain[rows].take(order),
+            events.domain[rows].astype(self._domain).take(order),
             use.take(order),
-            None if events.time is None else events.time[rows].take(order),
+            None if events.time is None else (events.time[rows] - self._since).astype(self._time).take(order),
             None if events.behaviour is None else events.behaviour[rows].take(order) + np.int8(1),
             None if events.schema.label != "rating" or events.label is None else events.label[rows].take(order),
         )
@@ -122,22 +129,26 @@ class Users:
     def _take(self, number: int) -> Block:
         """A block."""
         begin = int(self._begin[number])
-        return Block(**{name: column.get(begin, begin + int(self._size[number])) for name, column in self._columns.items()})
+        columns = {name: column.get(begin, begin + int(self._size[number])) for name, column in self._columns.items()}
+        return Block(**columns | ({"time": columns["time"].astype(np.int64) + self._since} if "time" in columns else {}))
 
     def _forget(self, number: int) -> None:
-        """A block has been read: its place is free for what is written."""
-        for column in self._columns.values():
-            column.cut(int(self._begin[number]))
+        """A block has been read: the place of one before it is free for what is written.
+
+        Not its own: what the system holds in one piece of memory on both sides of a cut, it may throw away and read once more.
+        """
+        if number >= BEHIND:
+            for column in self._columns.values():
+                column.cut(int(self._begin[number - BEHIND]))
 
 
 def _uses(events: Events, split: Split) -> Callable[[slice], np.ndarray]:
     """Rows -> (n,) uint8: what each event is for."""
-    known, positive = split.in_history(), events.positive()
 
     def uses(rows: slice) -> np.ndarray:
-        train = split.part[rows] == TRAIN
-        remembered = positive[rows] & (train if events.time is None else known[rows])
-        return remembered * np.uint8(REMEMBERED) + (train & positive[rows]) * np.uint8(SEEN) + train * np.uint8(TRAINED)
+        train, positive = split.part[rows] == TRAIN, events.positive(rows)
+        remembered = positive & (train if events.time is None else split.in_history(rows))
+        return remembered * np.uint8(REMEMBERED) + (train & positive) * np.uint8(SEEN) + train * np.uint8(TRAINED)
 
     return uses
 
@@ -205,65 +216,65 @@ class _Files:
 
 def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
     """A block's columns by file; ``start`` and ``offsets`` count from the block's own first event and value."""
-    times = () if block.time is None else (block.time,)
-    order = order_of(block.user, *times)  # from here on a user's events are near to each other, and few cache lines are read twice
-    block = Block(**{name: values.take(order) for name, values in block.columns().items()})
-    pair = block.user.astype(np.int64) * domains + block.domain
+    if block.time is not None and not ascending(block.time):
+        order = order_of(block.time)
+        block = Block(**{name: values.take(order) for name, values in block.columns().items()})
+    low, pair = _pairs(block, domains)
     by_pair = order_of(pair)
-    history = {f"history/{name}": column for name, column in _history(block, pair, by_pair).items()}
-    seen, low = np.flatnonzero(block.use & SEEN), int(pair.min(initial=0))
-    segments = Segments.build(pair.take(seen) - low, block.item.take(seen))
-    trained = pair.take(by_pair.take(np.flatnonzero(block.use.take(by_pair) & TRAINED)))
-    first = starts(trained)
-    return history | {
+    columns = {name: values.take(by_pair) for name, values in block.columns().items() if name not in ("user", "domain")}
+    pair, item, use = pair.take(by_pair), columns["item"], columns.pop("use")
+    kept = _for(REMEMBERED, use)
+    if block.time is None:  # without a time a history is a set: one event per user, domain and item, the last one stored
+        kept = kept[_last_of_each(pair.take(kept), item.take(kept))]
+    place = np.full(len(pair), -1, np.int32)  # of each event in the histories
+    place[by_pair.take(kept)] = np.arange(len(kept), dtype=np.int32)
+    by_time = place.take(order_of(block.user))
+    by_time = by_time.take(np.flatnonzero(by_time >= 0))
+    seen, trained = _for(SEEN, use), pair.take(_for(TRAINED, use))
+    segments, first = Segments.build(pair.take(seen), item.take(seen)), starts(trained)
+    history = {name: values.take(kept).astype(PADDED[name], copy=False) for name, values in columns.items()}
+    pair = pair.take(kept)
+    start = starts(pair)
+    history |= {"pair": pair[start] + low, "start": start, **_merged(by_time, pair.take(by_time), domains)}
+    return {f"history/{name}": values for name, values in history.items()} | {
         "seen/keys": segments.keys + low,
         "seen/offsets": segments.offsets[:-1],
         "seen/values": segments.values,
-        "counts/key": trained[first],
+        "counts/key": trained[first] + low,
         "counts/count": np.diff(first, append=len(trained)),
     }
 
 
-def _history(block: Block, pair: np.ndarray, by_pair: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of ``isthmus.data.history``.
-
-    Args:
-        block: ordered by user and time.
-        pair: (n,) user and domain in one.
-        by_pair: (n,) the stable order by these.
-    """
-    keep = np.flatnonzero(block.use & REMEMBERED)
-    if block.time is None:  # without a time a history is a set: one event per user, domain and item, the last one stored
-        keep = keep[_last_of_each(pair[keep], block.item[keep])]
-    kept = np.zeros(len(pair), bool)
-    kept[keep] = True
-    chosen = by_pair.take(np.flatnonzero(kept.take(by_pair)))
-    pair = pair.take(chosen)
-    start = starts(pair)
-    columns = {"item": block.item, "time": block.time, "behaviour": block.behaviour, "label": block.label}
-    events = {name: values.take(chosen).astype(PADDED[name], copy=False) for name, values in columns.items() if values is not None}
-    place = np.empty(len(kept), np.int32)
-    place[chosen] = np.arange(len(chosen))
-    return {"pair": pair[start], "start": start, **events, **_merged(place.take(keep), block.user.take(keep), block.domain.take(keep))}
+def _pairs(block: Block, domains: int) -> tuple[np.int64, np.ndarray]:
+    """User and domain in one number: the least that the block's users may have, and (n,) how much more each event has."""
+    low = int(block.user.min(initial=np.iinfo(block.user.dtype).max))
+    most = (int(block.user.max(initial=low)) - low + 1) * domains
+    return np.int64(low * domains), (block.user - low).astype(np.int32 if most < 2**31 else np.int64, copy=False) * domains + block.domain
 
 
-def _merged(place: np.ndarray, user: np.ndarray, domain: np.ndarray) -> dict[str, np.ndarray]:
+def _merged(place: np.ndarray, pair: np.ndarray, domains: int) -> dict[str, np.ndarray]:
     """The columns in order of time over all domains.
 
     Args:
         place: (n,) places of the events in the order by user, domain and time.
-        user, domain: (n,) theirs.
+        pair: (n,) theirs, user and domain in one.
+        domains: number of domains.
     """
-    begin, run = _since(starts(user), len(place)), _since(starts(user, domain), len(place))
-    at = np.arange(len(place), dtype=np.int32)
-    return {name: values.astype(PADDED[name]) for name, values in (("event", place - begin), ("domain", domain), ("run", at - run + 1))}
+    user = pair // domains
+    begin, run = _since(starts(user), len(place)), _since(starts(pair), len(place))
+    at = np.arange(1, len(place) + 1, dtype=np.int32)
+    columns = (("event", place - begin), ("domain", pair - user * domains), ("run", at - run))
+    return {name: values.astype(PADDED[name], copy=False) for name, values in columns}
+
+
+def _for(what: int, use: np.ndarray) -> np.ndarray:
+    """Ascending places of the events that are for something."""
+    return np.flatnonzero((use & what) != 0)  # numbers instead of truths would take several times as long
 
 
 def _since(new: np.ndarray, size: int) -> np.ndarray:
     """(size,) the last of some ascending places, the first of which is 0, that is not behind a place."""
-    since = np.zeros(size, np.int32)
-    since[new] = new
-    return np.maximum.accumulate(since, out=since)
+    return np.repeat(new.astype(np.int32), np.diff(new, append=size))
 
 
 def _last_of_each(pair: np.ndarray, item: np.ndarray) -> np.ndarray:

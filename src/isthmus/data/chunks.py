@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.ahead import ahead
+from isthmus.segments import starts
 from isthmus.storage import storage_errors
 
 CHUNK = 1 << 19  # rows worked on at once: few for the cache, many for the files that they are divided among
 LARGE = 1 << 20  # rows counted at once where there is much to count: each time all numbers are gone through
 THREADS = min(2, os.cpu_count() or 1)  # that work on chunks; more of them would need more memory, and the disk is slower than they are
+ALL = slice(None)  # rows
 MANY = 1 << 22  # different numbers of which ``tally`` keeps one count alone
 SHARE = 16  # a column larger than the machine's memory divided by this lies in a temporary file
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of memory, where a container sets one
@@ -108,22 +110,6 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return ordered[starts(ordered)]
 
 
-def starts(*keys: np.ndarray) -> np.ndarray:
-    """Where a row differs from the one before.
-
-    Args:
-        keys: at least one; each (N,).
-
-    Returns:
-        (S,) int64 ascending places; the first is 0, if there are rows.
-    """
-    new = np.zeros(len(keys[0]), bool)
-    new[:1] = True
-    for key in keys:
-        new[1:] |= key[1:] != key[:-1]
-    return np.flatnonzero(new)
-
-
 def order_of(*keys: np.ndarray) -> np.ndarray:
     """The stable order by the first key, then by the second, and so on.
 
@@ -139,25 +125,32 @@ def order_of(*keys: np.ndarray) -> np.ndarray:
     order = None
     for key in reversed(keys):
         moved = key if order is None else key[order]
-        if len(moved) < 2 or (moved[1:] >= moved[:-1]).all():
+        if ascending(moved):
             continue
         place = _places(moved)
         order = place if order is None else order[place]
     return np.arange(len(keys[0])) if order is None else order
 
 
+def ascending(values: np.ndarray) -> bool:
+    """Is no number below the one before it?"""
+    return bool((values[1:] >= values[:-1]).all())
+
+
 def _places(key: np.ndarray) -> np.ndarray:
     """Stable order by one key."""
     low, bits = int(key.min()), len(key).bit_length()
-    if (int(key.max()) - low).bit_length() + bits > 63:
+    needed = (int(key.max()) - low).bit_length() + bits
+    if needed > 63:
         return np.argsort(key, kind="stable")
-    packed = key.astype(np.int64)
-    packed -= low
-    packed <<= bits
-    packed |= np.arange(len(key))
+    dtype = np.uint32 if needed <= 32 else np.int64  # half as long numbers sort twice as fast
+    fits = needed - bits < 8 * key.itemsize  # else the difference may not fit into the key's own type
+    packed = ((key if fits else key.astype(np.int64)) - key.dtype.type(low)).astype(dtype)
+    packed <<= dtype(bits)
+    packed |= np.arange(len(key), dtype=dtype)
     packed.sort()
-    packed &= (1 << bits) - 1
-    return packed
+    packed &= dtype((1 << bits) - 1)
+    return packed.astype(np.int64, copy=False)
 
 
 class Growing:

@@ -55,7 +55,8 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
     split.check(events)
     if base is not None:
         events, split = aligned(events, split, base.schema)
-    _check_domains(events, split, () if base is None else base.schema.domain_names)
+    number = by_part(events, split)
+    _check_domains(number[TRAIN], events.schema, () if base is None else base.schema.domain_names)
     with whole_folder(path, overwrite=overwrite) as folder:
         user_code, user, users = _entity(folder, events.schema.user, events.user, events.user_ids, events.users, split, base)
         item_code, item, items = _entity(folder, events.schema.item, events.item, events.item_ids, events.items, split, base)
@@ -69,7 +70,7 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
             context=tuple(coder.field for coder in context),
             rating_range=_rating_range(events, split, base),
         )
-        _write_events(folder, events, split, (user_code, item_code), context, Shown(item.size), base)
+        _write_events(folder, events, split, number, (user_code, item_code), context, Shown(item.size), base)
         for name, lists in split.candidates.items():
             replace(lists, user=user_code[lists.user], item=item_code[lists.item]).save(folder / "candidates" / name)
         scalers = {"user": users, "item": items, "context": _save_learnt(folder / "context", context)}
@@ -77,10 +78,9 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
     return Dataset.load(path)
 
 
-def _check_domains(events: Events, split: Split, trained: tuple[str, ...]) -> None:
+def _check_domains(trains: np.ndarray, schema: Schema, trained: tuple[str, ...]) -> None:
     """Every domain has training events, but those in ``trained``, which had them before."""
-    trains = by_part(events, split)[TRAIN]
-    empty = [name for name, n in zip(events.schema.domain_names, trains, strict=True) if not n and name not in trained]
+    empty = [name for name, n in zip(schema.domain_names, trains, strict=True) if not n and name not in trained]
     if empty:
         raise SplitError(f"domains {empty} have no training events", "some in every domain", "use another rule, or leave these domains out")
 
@@ -138,6 +138,7 @@ def _write_events(
     folder: Path,
     events: Events,
     split: Split,
+    number: np.ndarray,
     code: tuple[np.ndarray, np.ndarray],
     context: list[Coder],
     shown: Shown,
@@ -149,13 +150,14 @@ def _write_events(
         folder: of the data set.
         events: the events.
         split: which of them train, validate and test.
+        number: (parts, domains) of them.
         code: codes of the users' ids, and of the items'.
         context: for each context field, how its entries become codes or numbers.
         shown: finds the items of the catalogues.
         base: a data set to extend.
     """
     with ExitStack() as stack:
-        parts, users = Parts(stack, folder, events, split, context), Users(stack, folder, events, split, code[0])
+        parts, users = Parts(stack, folder, events, split, number, context), Users(stack, folder, events, split, code[0])
 
         def read(rows: slice) -> tuple[Chunk, Block, np.ndarray]:
             user, item = code[0].take(events.user[rows]), code[1].take(events.item[rows])
@@ -166,17 +168,16 @@ def _write_events(
 
         relay(read, chunks(len(events)), place, THREADS)
         users.write()
-        _write_catalogues(folder, parts, events, split, code[1], shown, base)
+        _write_catalogues(folder, parts, events, split, number.sum(0) > 0, code[1], shown, base)
 
 
 def _write_catalogues(
-    folder: Path, parts: Parts, events: Events, split: Split, item_code: np.ndarray, shown: Shown, base: Dataset | None
+    folder: Path, parts: Parts, events: Events, split: Split, met: np.ndarray, item_code: np.ndarray, shown: Shown, base: Dataset | None
 ) -> None:
     """The items of each domain, and the first part in which each is known; a domain without events keeps the base's."""
     domains = len(events.schema.domains)
     listed = {name: _by_domain(lists, item_code, domains) for name, lists in split.candidates.items()}
     old = None if base is None else _new_codes(folder, base)
-    observed = count(events.domain, domains) > 0
 
     def pieces(part: int, domain: int) -> Iterator[np.ndarray]:
         name = PART_NAMES[part]
@@ -185,7 +186,7 @@ def _write_catalogues(
             yield item_code[events.shows[domain]]
         if name in listed:
             yield listed[name][domain]
-        if base is not None and old is not None and not observed[domain]:
+        if base is not None and old is not None and not met[domain]:
             yield old[base.catalogue(domain, name)]
 
     found = [shown.find([pieces(part, d) for part in range(len(PART_NAMES))], parts.rows(d)) for d in range(domains)]

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from isthmus.data import columns as col
+from isthmus.data.chunks import ALL
 from isthmus.data.intern import Log, read_log
 from isthmus.data.tables import as_ids, shown_items, side_table
 from isthmus.errors import ConfigError
@@ -88,11 +89,11 @@ class Events:
             self._digested = digest.hexdigest()[:16], columns
         return self._digested[0]
 
-    def positive(self) -> np.ndarray:
-        """(N,) bool: every event, or for clicks those with label 1."""
+    def positive(self, rows: slice = ALL) -> np.ndarray:
+        """(n,) bool, by default of all events: every one, or for clicks those with label 1."""
         if self.schema.label == "click" and self.label is not None:
-            return self.label == 1
-        return np.ones(len(self), bool)
+            return self.label[rows] == 1
+        return np.ones(len(self.user[rows]), bool)
 
     def frame(self, rows: np.ndarray | None = None) -> pl.DataFrame:
         """The events with their original ids.

@@ -78,9 +78,9 @@ class Places:
         place = self._slots.take(slot)
         rows = np.flatnonzero(self._others(place, first, second))
         while len(rows):
-            slot[rows] = slot[rows] + 1 & len(self._slots) - 1
-            place[rows] = self._slots.take(slot[rows])
-            rows = rows[self._others(place[rows], first[rows], second[rows])]
+            slot[rows] = after = slot.take(rows) + 1 & len(self._slots) - 1
+            place[rows] = found = self._slots.take(after)
+            rows = rows.take(np.flatnonzero(self._others(found, first.take(rows), second.take(rows))))
         return place
 
     def _slot(self, first: np.ndarray) -> np.ndarray:
@@ -89,8 +89,9 @@ class Places:
 
     def _others(self, place: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """(n,) bool: another id than the one looked for has this place."""
-        differs = self._first.values.take(place, mode="wrap") != first
-        differs |= self._second.values.take(place, mode="wrap") != second
+        at = place.astype(np.int64)  # once, and not for each column
+        differs = self._first.values.take(at, mode="wrap") != first
+        differs |= self._second.values.take(at, mode="wrap") != second
         differs &= place >= 0
         return differs
 

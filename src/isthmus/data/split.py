@@ -21,9 +21,10 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data.candidates import Candidates
-from isthmus.data.chunks import chunks, count, starts, tally
+from isthmus.data.chunks import ALL, chunks, count, tally
 from isthmus.data.moments import moment_at
 from isthmus.errors import ConfigError, SourceError, SplitError, nearest
+from isthmus.segments import starts
 from isthmus.storage import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -76,13 +77,14 @@ class Split:
                 digest.update(getattr(lists, column.name).tobytes())
         return digest.hexdigest()[:16]
 
-    def in_history(self) -> np.ndarray:
-        """(N,) bool: events that may enter the histories of later rows.
+    def in_history(self, rows: slice = ALL) -> np.ndarray:
+        """(n,) bool, by default of all events: may it enter the histories of later rows?
 
         All but the unused ones; under ``cold_users`` and ``last_day`` training events and those only known, because the target
         history of the held-out users is what must not be known.
         """
-        return np.isin(self.part, (TRAIN, KNOWN)) if self.rule in (COLD_USERS, LAST_DAY) else self.part != UNUSED
+        part = self.part[rows]
+        return (part == TRAIN) | (part == KNOWN) if self.rule in (COLD_USERS, LAST_DAY) else part != UNUSED
 
     def merged(self) -> Split:
         """The split of the final fit: validation events become training events."""
