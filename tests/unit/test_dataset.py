@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from isthmus import arrow
 from isthmus.data import split as splits
+from isthmus.data.by_domain import Shown
 from isthmus.data.chunks import Growing
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
@@ -356,6 +357,40 @@ def test_the_sizes_of_the_pieces_change_nothing(tmp_path_factory, case, chunk: i
     }  # sums of floats
     assert scalers[0]["scalers"]["context"]["num"] == pytest.approx(scalers[1]["scalers"]["context"]["num"])
     assert whole.keys() == pieces.keys()
+
+
+@given(
+    st.integers(1, 40),
+    st.lists(st.lists(st.lists(st.lists(st.integers(0, 399), max_size=6), max_size=3), min_size=3, max_size=3), min_size=1, max_size=4),
+)
+def test_a_domain_shows_what_one_of_its_parts_has_and_the_first_part_knows_it_first(size: int, domains: list[list[list[list[int]]]]):
+    """Among few items and among many, where those of a small domain are put in order."""
+    for items in (size, 400):
+        shown = Shown(items)
+        for by_part in domains:  # one after the other: nothing stays of the one before
+            given_items = [[np.array(piece, np.int32) % items for piece in pieces] for pieces in by_part]
+            wanted = dict[int, int]()
+            for part, pieces in enumerate(given_items):
+                for item in np.concatenate([np.zeros(0, np.int32), *pieces]).tolist():
+                    wanted.setdefault(item, part)
+            item, part = shown.find(given_items, sum(len(piece) for pieces in by_part for piece in pieces))
+            assert (item.dtype, part.dtype) == (np.int32, np.int8)
+            assert list(zip(item.tolist(), part.tolist(), strict=True)) == sorted(wanted.items())
+
+
+@pytest.mark.parametrize("span", [1, 255, 256, 2**16, 2**32 - 1, 2**32, 2**62, 2**64 - 1])
+@pytest.mark.parametrize("domains", [2, 255, 256])
+def test_times_and_domains_stay_what_they_were_however_far_apart(tmp_path: Path, span: int, domains: int):
+    """They pass through temporary files in the smallest types that hold them."""
+    first = -(2**63) if span > 2**62 else -5
+    user, domain, time = ["u"] * domains * 2, [f"{n:03}" for n in range(domains)] * 2, [first, first + span] * domains
+    frame = pl.DataFrame({"u": user, "i": user, "d": domain, "t": pl.Series(time, dtype=pl.Int64)})
+    events = read_events(frame, user="u", item="i", domain="d", time="t")
+    encode(events, splits.given(events, ["train"] * len(frame)), tmp_path / "data")
+    history = {name: arrow.read(tmp_path / "data" / "history" / f"{name}.arrow")["value"][1:].tolist() for name in ("time", "domain")}
+    by_domain = frame.with_row_index().sort("d", "t", "index")
+    assert history["time"] == by_domain["t"].to_list()
+    assert history["domain"] == [int(name) for name in frame.with_row_index().sort("t", "index")["d"]]
 
 
 def copied(column: np.ndarray) -> np.ndarray:
