@@ -132,9 +132,8 @@ def main() -> int:
         rounds = [[turn(what, folder) for what in (options.labels, *COPIES)] for _ in range(options.rounds)]
     (seconds, busy, _), *copies = np.median(np.array(rounds), axis=0).tolist()
     worst = max(one[0][2] for one in rounds)
-    print(
-        f"{options.rows:,} rows, {options.labels}: {options.rows / seconds:,.0f} rows/s, peak {worst:,.0f} MiB; medians of {options.rounds} rounds"
-    )
+    print(f"medians of {options.rounds} rounds; {options.rows:,} rows, {options.labels}:")
+    print(f"Isthmus: {options.rows / seconds:,.0f} rows/s, peak {worst:,.0f} MiB")
     for n, (what, (copied, copy_busy, copy_peak)) in enumerate(zip(COPIES, copies, strict=True), 1):
         times = ", ".join(f"{one[0][0] / one[n][0]:.2f}" for one in rounds)
         print(f"polars, {what}: {options.rows / copied:,.0f} rows/s, peak {copy_peak:,.0f} MiB", end="; ")
