@@ -15,9 +15,9 @@ is the same network with batches in memory and large tables that stand still: wh
 The peers train with their own loaders and trainers, with dense Adam and with batch norm in every layer, their defaults; torch-rechub
 has no multi-domain models, so its multi-task ones get every domain as a task with the same label.
 
-Each trains in a process of its own; rounds are interleaved, the median is reported, with the largest memory of each process, mapped files
-included, and what it holds at the end that is no file's.  The peers are put beside the environment, into ``benchmarks/.peers``; a ratio
-to one that cannot be had is left out.  Fails below the bars printed.
+Each trains in a process of its own; rounds are interleaved, those of mmoe and mmoe_100 with each other too, and the median is reported,
+with the largest memory of each process, mapped files included, and what it holds at the end that is no file's.  The peers are put beside
+the environment, into ``benchmarks/.peers``; a ratio to one that cannot be had is left out.  Fails below the bars printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ WORKS = {  # network, users, domains
     "star": ("star", USERS, 3),
     "shared_bottom": ("shared_bottom", USERS, 3),
 }
+GROWTH_OF = ("mmoe", "mmoe_100")
 LIMIT = "compute only"
 OURS, PEER = ("isthmus", LIMIT), ("torch-rechub", "scenario-wise-rec")
 BARS = {"mmoe": 3.7, "mmoe_10m": 17.0, "ple": 3.0, "star": 3.0, "shared_bottom": 3.0}  # Isthmus over the best peer
@@ -273,28 +274,33 @@ def serve(work: str, name: str, folder: Path) -> None:
         print(error, file=clock.out, flush=True)
 
 
-def compare(work: str, given: argparse.Namespace) -> dict[str, Worker]:
-    """All trainers of a work, in rounds."""
+def begun(work: str, folder: Path, given: argparse.Namespace) -> dict[str, Worker]:
+    """All trainers of a work."""
     network, users, domains = WORKS[work]
     shrink = 100 if given.quick else 1
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        prepare(folder, users // shrink, ITEMS // shrink, domains, max(ROWS // shrink, users // shrink * 6 // 5, 8 * BATCH))
-        print(f"\n{work}: {network}, {users // shrink:,} users, {domains} domains", flush=True)
-        command = [sys.executable, __file__, "--threads", str(given.threads), "--work", work, "--data", temporary, "--trainer"]
-        workers = {}
-        for name in OURS + PEER:
-            workers[name] = Worker([*command, name], folder / f"{name}.txt")
-            if name == "isthmus" and workers[name].missing:
-                sys.exit(f"{name}: {workers[name].missing}")
+    print(f"training {work}: {network}, {users // shrink:,} users, {domains} domains", flush=True)
+    prepare(folder, users // shrink, ITEMS // shrink, domains, max(ROWS // shrink, users // shrink * 6 // 5, 8 * BATCH))
+    command = [sys.executable, __file__, "--threads", str(given.threads), "--work", work, "--data", str(folder), "--trainer"]
+    workers = {}
+    for name in OURS + PEER:
+        workers[name] = Worker([*command, name], folder / f"{name}.txt")
+        if name == "isthmus" and workers[name].missing:
+            sys.exit(f"{name}: {workers[name].missing}")
+    return workers
+
+
+def compare(works: Sequence[str], given: argparse.Namespace) -> dict[str, dict[str, Worker]]:
+    """All trainers of some works, in rounds that go through all of them."""
+    with contextlib.ExitStack() as stack:
+        trainers = {work: begun(work, Path(stack.enter_context(tempfile.TemporaryDirectory())), given) for work in works}
         for _ in range(given.rounds):
-            for name, worker in workers.items():
+            for work, name, worker in ((work, name, one) for work, workers in trainers.items() for name, one in workers.items()):
                 if not worker.missing:
                     own = name in OURS
                     worker.run((4 if own else 2) if given.quick else 40 if own else 3 if work == "mmoe_10m" else 10)
-        for worker in workers.values():
+        for worker in (one for workers in trainers.values() for one in workers.values()):
             worker.end()
-    return workers
+    return trainers
 
 
 def report(work: str, workers: dict[str, Worker]) -> dict[str, dict[str, float]]:
@@ -308,6 +314,7 @@ def report(work: str, workers: dict[str, Worker]) -> dict[str, dict[str, float]]
         }
         for name, rounds in there.items()
     }
+    print(f"\n{work}:")
     print("                        rows/s   isthmus /      MiB   its own   loss, first and last")
     for name, facts in found.items():
         ratio, rounds = found["isthmus"]["rows/s"] / facts["rows/s"], there[name]
@@ -366,7 +373,9 @@ def main() -> None:
     if given.trainer:
         serve(given.work, given.trainer, given.data)
         return
-    found = {work: report(work, compare(work, given)) for work in given.only}
+    pair = [work for work in GROWTH_OF if work in given.only]
+    groups = [group for group in (pair, *([work] for work in given.only if work not in pair)) if group]
+    found = {work: report(work, workers) for group in groups for work, workers in compare(group, given).items()}
     missed = judge(found)
     print(
         text := json.dumps(
