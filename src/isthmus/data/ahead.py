@@ -53,17 +53,12 @@ def relay(make: Callable[[S], T], given: Iterable[S], place: Callable[[T], Seque
         threads: how many of ``make`` run at once.
     """
     with ExitStack() as stack:
-        made, waiting = stack.enter_context(closing(ahead(make, given, threads, threads))), deque[list[Future[None]]]()
+        made, waiting = stack.enter_context(closing(ahead(make, given, threads, threads))), deque[Future[None]]()
         last = list[ThreadPoolExecutor]()
         for left in map(place, made):
             last = last or [stack.enter_context(ThreadPoolExecutor(1, "isthmus-last")) for _ in left]
-            waiting.append([pool.submit(do) for pool, do in zip(last, left, strict=True)])
-            if len(waiting) > threads:
-                _wait(waiting.popleft())
-        for some in waiting:
-            _wait(some)
-
-
-def _wait(some: list[Future[None]]) -> None:
-    for one in some:
-        one.result()
+            waiting.extend(pool.submit(do) for pool, do in zip(last, left, strict=True))
+            while len(waiting) > threads * len(last):
+                waiting.popleft().result()
+        for one in waiting:
+            one.result()

@@ -130,7 +130,8 @@ class Parts:
         self._stack, self._folder, self._events, self._context = stack, folder, events, context
         self._bins = _Bins(events, split, number)
         self._columns = dict[tuple[str, str], arrow.Column]()
-        self._at = self._bins.begin(self._bins.size)
+        self._begin = self._bins.begin(self._bins.size)
+        self._at = self._begin.copy()
         self._flat_at = {name: self._bins.begin(size) for name, size in self._bins.flat.items()}
         for part, size in zip(KEPT, self._bins.by_part(self._bins.size), strict=True):
             self._open(part, "offsets", np.int64).append(np.append(0, np.cumsum(size)))
@@ -182,10 +183,10 @@ class Parts:
 
     def items(self, part: int, domain: int) -> Iterator[np.ndarray]:
         """The items of the rows of a part and a domain, piece after piece, when all have been written."""
-        size = self._bins.by_part(self._bins.size)[part]
-        end = int(size[: domain + 1].sum())
-        for rows in chunks(int(size[domain])):
-            yield self._columns[KEPT[part], "item"].get(end - int(size[domain]) + rows.start, end - int(size[domain]) + rows.stop)
+        n = part * self._bins.domains + domain
+        begin = int(self._begin[n])
+        for rows in chunks(int(self._bins.size[n])):
+            yield self._columns[KEPT[part], "item"].get(begin + rows.start, begin + rows.stop)
 
     def rows(self, domain: int) -> int:
         """How many rows of a domain there are in all parts."""

@@ -7,7 +7,8 @@ go to the end of their files, and nothing of them stays in memory.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,6 @@ from isthmus.segments import Segments, starts
 from isthmus.storage import write_json
 
 BLOCK, MOST_BLOCKS = 1 << 18, 250  # events sorted at once, at least: few enough for the cache; and how many times at most users are divided
-BEHIND = 2  # blocks that have been read, whose files' ends are not yet cut off
 NOBODY = -1  # a domain that no event has
 SENTINEL = np.iinfo(np.int64).max
 REMEMBERED, SEEN, TRAINED = 1, 2, 4  # what an event is for: histories, the known positives, the numbers of training events
@@ -133,13 +133,9 @@ class Users:
         return Block(**columns | ({"time": columns["time"].astype(np.int64) + self._since} if "time" in columns else {}))
 
     def _forget(self, number: int) -> None:
-        """A block has been read: the place of one before it is free for what is written.
-
-        Not its own: what the system holds in one piece of memory on both sides of a cut, it may throw away and read once more.
-        """
-        if number >= BEHIND:
-            for column in self._columns.values():
-                column.cut(int(self._begin[number - BEHIND]))
+        """A block has been read: its place is free for what is written."""
+        for column in self._columns.values():
+            column.cut(int(self._begin[number]))
 
 
 def _uses(events: Events, split: Split) -> Callable[[slice], np.ndarray]:
@@ -170,8 +166,7 @@ def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domain
             return number, _sorted(take(number), domains)
 
         def place(found: tuple[int, dict[str, np.ndarray]]) -> list[Callable[[], None]]:
-            history, rest = files.place(found[1])
-            return [partial(arrow.put, history), partial(arrow.put, rest), partial(forget, found[0])]
+            return [*(partial(arrow.put, pieces) for pieces in files.place(found[1])), partial(forget, found[0])]
 
         relay(ordered, range(blocks), place, THREADS)
         files.end()
@@ -183,22 +178,17 @@ class _Files:
     def __init__(self, stack: ExitStack, folder: Path, domains: int) -> None:
         self._stack, self._folder, self._domains, self._columns = stack, folder, domains, dict[str, arrow.Column]()
 
-    def place(self, block: dict[str, np.ndarray]) -> tuple[list[arrow.Piece], list[arrow.Piece]]:
-        """Where a block's columns go: behind those of the blocks before.
-
-        Returns:
-            Those of the histories, and all others.
-        """
+    def place(self, block: dict[str, np.ndarray]) -> Iterable[list[arrow.Piece]]:
+        """Where a block's columns go, those of one folder after the other: behind those of the blocks before."""
         if not self._columns:
             for name, column in block.items():
                 self._open(name, column.dtype)
         block["history/start"] += self._columns["history/item"].size
         block["seen/offsets"] += self._columns["seen/values"].size
-        history, rest = list[arrow.Piece](), list[arrow.Piece]()
+        by_folder = defaultdict[str, list[arrow.Piece]](list)
         for name, column in block.items():
-            pieces = history if Path(name).parent.name == "history" else rest
-            pieces.append((self._columns[name], self._columns[name].room(len(column)), column))
-        return history, rest
+            by_folder[Path(name).parent.name].append((self._columns[name], self._columns[name].room(len(column)), column))
+        return by_folder.values()
 
     def end(self) -> None:
         """What stands behind the last block."""
@@ -246,7 +236,7 @@ def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
 
 
 def _pairs(block: Block, domains: int) -> tuple[np.int64, np.ndarray]:
-    """User and domain in one number: the least that the block's users may have, and (n,) how much more each event has."""
+    """User and domain in one number: the least that the block's users may have, of 64 bits, and (n,) how much more each event has."""
     low = int(block.user.min(initial=np.iinfo(block.user.dtype).max))
     most = (int(block.user.max(initial=low)) - low + 1) * domains
     return np.int64(low * domains), (block.user - low).astype(np.int32 if most < 2**31 else np.int64, copy=False) * domains + block.domain

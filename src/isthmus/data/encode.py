@@ -17,8 +17,7 @@ from isthmus.allocator import keep_blocks
 from isthmus.data.ahead import relay
 from isthmus.data.by_domain import Chunk, Parts, Shown
 from isthmus.data.by_user import Block, Users
-from isthmus.data.candidates import Candidates
-from isthmus.data.chunks import THREADS, chunks, count, distinct
+from isthmus.data.chunks import THREADS, chunks, count
 from isthmus.data.dataset import FORMAT, PART_NAMES, Dataset, file_facts
 from isthmus.data.events import Events
 from isthmus.data.extend import aligned
@@ -27,9 +26,8 @@ from isthmus.data.split import TRAIN, Split, by_part
 from isthmus.data.vocabulary import Vocabulary, give_codes
 from isthmus.errors import SplitError
 from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
+from isthmus.segments import Segments
 from isthmus.storage import whole_folder, write_json
-
-ITEM_BITS = 31  # of an item's code
 
 
 def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = False, base: Dataset | None = None) -> Dataset:
@@ -70,7 +68,10 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
             context=tuple(coder.field for coder in context),
             rating_range=_rating_range(events, split, base),
         )
-        _write_events(folder, events, split, number, (user_code, item_code), context, Shown(item.size), base)
+        with ExitStack() as stack:
+            parts, blocks = Parts(stack, folder, events, split, number, context), Users(stack, folder, events, split, user_code)
+            _write_events(events, user_code, item_code, parts, blocks)
+            _write_catalogues(folder, events, split, item_code, parts, Shown(item.size), base)
         for name, lists in split.candidates.items():
             replace(lists, user=user_code[lists.user], item=item_code[lists.item]).save(folder / "candidates" / name)
         scalers = {"user": users, "item": items, "context": _save_learnt(folder / "context", context)}
@@ -134,50 +135,40 @@ def _rating_range(events: Events, split: Split, base: Dataset | None) -> tuple[f
     return min([float(label.min()), *before]), max([float(label.max()), *before])
 
 
-def _write_events(
-    folder: Path,
-    events: Events,
-    split: Split,
-    number: np.ndarray,
-    code: tuple[np.ndarray, np.ndarray],
-    context: list[Coder],
-    shown: Shown,
-    base: Dataset | None,
-) -> None:
+def _write_events(events: Events, user_code: np.ndarray, item_code: np.ndarray, parts: Parts, blocks: Users) -> None:
     """Writes all that holds events: they are read once, and then, put in order, by blocks of users.
 
     Args:
-        folder: of the data set.
         events: the events.
-        split: which of them train, validate and test.
-        number: (parts, domains) of them.
-        code: codes of the users' ids, and of the items'.
-        context: for each context field, how its entries become codes or numbers.
-        shown: finds the items of the catalogues.
-        base: a data set to extend.
+        user_code, item_code: codes of the users' ids, and of the items'.
+        parts, blocks: what is written.
     """
-    with ExitStack() as stack:
-        parts, users = Parts(stack, folder, events, split, number, context), Users(stack, folder, events, split, code[0])
 
-        def read(rows: slice) -> tuple[Chunk, Block, np.ndarray]:
-            user, item = code[0].take(events.user[rows]), code[1].take(events.item[rows])
-            return parts.read(rows, user, item), *users.read(rows, user, item)
+    def read(rows: slice) -> tuple[Chunk, Block, np.ndarray]:
+        user, item = user_code.take(events.user[rows]), item_code.take(events.item[rows])
+        return parts.read(rows, user, item), *blocks.read(rows, user, item)
 
-        def place(found: tuple[Chunk, Block, np.ndarray]) -> list[Callable[[], None]]:
-            return [partial(arrow.put, parts.place(found[0])), partial(arrow.put, users.place(*found[1:]))]
+    def place(found: tuple[Chunk, Block, np.ndarray]) -> list[Callable[[], None]]:
+        return [partial(arrow.put, parts.place(found[0])), partial(arrow.put, blocks.place(*found[1:]))]
 
-        relay(read, chunks(len(events)), place, THREADS)
-        users.write()
-        _write_catalogues(folder, parts, events, split, number.sum(0) > 0, code[1], shown, base)
+    relay(read, chunks(len(events)), place, THREADS)
+    blocks.write()
 
 
 def _write_catalogues(
-    folder: Path, parts: Parts, events: Events, split: Split, met: np.ndarray, item_code: np.ndarray, shown: Shown, base: Dataset | None
+    folder: Path, events: Events, split: Split, item_code: np.ndarray, parts: Parts, shown: Shown, base: Dataset | None
 ) -> None:
     """The items of each domain, and the first part in which each is known; a domain without events keeps the base's."""
+    listed = {
+        name: Segments.build(np.repeat(lists.domain, np.diff(lists.offsets)), item_code[lists.item])
+        for name, lists in split.candidates.items()
+    }
     domains = len(events.schema.domains)
-    listed = {name: _by_domain(lists, item_code, domains) for name, lists in split.candidates.items()}
-    old = None if base is None else _new_codes(folder, base)
+    kept = dict[int, list[np.ndarray]]()
+    if base is not None:
+        old = _new_codes(folder, base)
+        without = np.flatnonzero(count(events.domain, domains) == 0).tolist()
+        kept = {d: [old[base.catalogue(d, name)] for name in PART_NAMES] for d in without}
 
     def pieces(part: int, domain: int) -> Iterator[np.ndarray]:
         name = PART_NAMES[part]
@@ -185,20 +176,14 @@ def _write_catalogues(
         if events.shows is not None and part == TRAIN:
             yield item_code[events.shows[domain]]
         if name in listed:
-            yield listed[name][domain]
-        if base is not None and old is not None and not met[domain]:
-            yield old[base.catalogue(domain, name)]
+            yield listed[name].gather(np.array([domain]))[0]
+        if domain in kept:
+            yield kept[domain][part]
 
     found = [shown.find([pieces(part, d) for part in range(len(PART_NAMES))], parts.rows(d)) for d in range(domains)]
     item, part = map(np.concatenate, zip(*found, strict=True))
     arrow.write(folder / "catalogue.offsets.arrow", {"offset": np.cumsum([0, *(len(items) for items, _ in found)], dtype=np.int64)})
     arrow.write(folder / "catalogue.items.arrow", {"item": item, "part": part})
-
-
-def _by_domain(lists: Candidates, item_code: np.ndarray, domains: int) -> list[np.ndarray]:
-    """The codes of the candidates of each domain, each once."""
-    keys = distinct(np.repeat(lists.domain.astype(np.int64), np.diff(lists.offsets)) << ITEM_BITS | item_code[lists.item])
-    return np.split(keys & ((1 << ITEM_BITS) - 1), np.searchsorted(keys, np.arange(1, domains, dtype=np.int64) << ITEM_BITS))
 
 
 def _new_codes(folder: Path, base: Dataset) -> np.ndarray:
