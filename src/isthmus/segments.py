@@ -9,6 +9,7 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.errors import DataError, SourceError
+from isthmus.sorting import order_of, starts
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,15 @@ class Segments:
         """Sorts pairs of a key and a value; repeated pairs count once.
 
         Args:
-            keys: (N,) integers from 0; together with the values they must fit into 63 bits.
+            keys: (N,) integers.
             values: (N,) integers from 0 to 2**31 - 1.
-
-        Raises:
-            DataError: keys and values that are too large together.
         """
-        bits = int(values.max(initial=0)).bit_length()
-        if int(keys.max(initial=0)).bit_length() + bits > 63:
-            came = f"keys up to {keys.max():,} and values up to {values.max():,}"
-            raise DataError(came, "63 bits for both", "use fewer users, domains or items")
-        pair = keys.astype(np.int64)
-        pair <<= bits
-        pair |= values
-        pair.sort()
-        pair = pair.take(starts(pair))
-        value = (pair & ((1 << bits) - 1)).astype(np.int32)
-        pair >>= bits
-        first = starts(pair)
-        return cls(pair[first], np.append(first, len(pair)), value)
+        order = order_of(keys, values)
+        key, value = keys.take(order), values.take(order)
+        new = starts(key, value)
+        key = key.take(new)
+        first = starts(key)
+        return cls(key.take(first).astype(np.int64), np.append(first, len(key)), value.take(new).astype(np.int32))
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the values of each key begin and end.
@@ -146,19 +137,3 @@ def places(codes: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     place = np.searchsorted(codes, wanted)
     return place, (codes.take(place, mode="clip") == wanted) if len(codes) else np.zeros(len(wanted), bool)
-
-
-def starts(*keys: np.ndarray) -> np.ndarray:
-    """Where a row differs from the one before.
-
-    Args:
-        keys: at least one; each (N,).
-
-    Returns:
-        (S,) int64 ascending places; the first is 0, if there are rows.
-    """
-    new = np.zeros(len(keys[0]), bool)
-    new[:1] = True
-    for key in keys:
-        new[1:] |= key[1:] != key[:-1]
-    return np.flatnonzero(new)

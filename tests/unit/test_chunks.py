@@ -19,30 +19,11 @@ from hypothesis import strategies as st
 from isthmus import arrow
 from isthmus.data import chunks
 from isthmus.data.ahead import relay
-from isthmus.data.chunks import Growing, count, distinct, memory, order_of
+from isthmus.data.chunks import Growing, count, memory
 from isthmus.data.moments import moment_at
 from isthmus.errors import SourceError, StorageError
 
 DTYPES = [np.int8, np.uint8, np.int16, np.int32, np.int64, np.float32]
-keys = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3), st.sampled_from([-(2**63), -5, 0, 7, 2**63 - 1])), max_size=40)
-
-
-@given(keys)
-def test_orders_are_those_of_lexsort(rows: list[tuple[int, int, int]]) -> None:
-    """Keys that fit beside a place in one number, keys that do not, and keys in order already."""
-    columns = [np.array([row[n] for row in rows], np.int64) for n in range(3)]
-    for wanted in (columns, columns[:1], columns[1:], [np.sort(columns[0]), columns[1]], [columns[0], np.arange(len(rows))]):
-        np.testing.assert_array_equal(order_of(*wanted), np.lexsort(wanted[::-1]))
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
-@pytest.mark.parametrize("size", [2, 300, 5000])
-def test_an_order_does_not_depend_on_how_wide_the_numbers_are(dtype: type[np.integer], size: int) -> None:
-    """All that a type holds, a few next to its ends, and a narrow range: with places behind them in 32 bits, in 63, and in neither."""
-    rng, ends = np.random.default_rng(0), np.iinfo(dtype)
-    near = np.array([ends.min, ends.min + 1, ends.max - 1, ends.max], dtype)
-    for key in (rng.integers(ends.min, ends.max, size, dtype, endpoint=True), rng.choice(near, size), rng.choice(near[:2], size)):
-        np.testing.assert_array_equal(order_of(key), np.argsort(key, kind="stable"))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30), st.integers(1, 9))
@@ -201,8 +182,3 @@ def test_what_goes_wrong_in_a_relay_is_raised_and_ends_its_threads(wrong: str, w
         relay(lambda n: step("make", n), range(20), place, 2)
     assert threading.active_count() == before  # although the error holds what was at work
     assert raised.tb
-
-
-@given(st.lists(st.integers(-4, 4)))
-def test_distinct_numbers(values: list[int]) -> None:
-    assert distinct(np.array(values, np.int64)).tolist() == sorted(set(values))

@@ -117,7 +117,7 @@ def test_segments_of_the_largest_numbers(tmp_path: Path):
     (tmp_path / "offsets.arrow").write_bytes((tmp_path / "keys.arrow").read_bytes())
     with pytest.raises(SourceError, match="other columns"):
         Segments.load(tmp_path)
-    with pytest.raises(DataError, match="63 bits"):
-        Segments.build(np.array([2**40]), np.array([2**30]))
+    wide = Segments.build(np.array([2**62, -(2**62), 2**62]), np.array([top, 1, top]))
+    assert [wide.keys.tolist(), wide.offsets.tolist(), wide.values.tolist()] == [[-(2**62), 2**62], [0, 1, 2], [1, top]]
     with pytest.raises(DataError, match="offsets"):
         Segments(np.array([1]), np.array([0, 2]), np.array([5], np.int32))

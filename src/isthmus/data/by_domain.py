@@ -15,10 +15,11 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.data import columns as col
-from isthmus.data.chunks import by_bin, chunks, distinct
+from isthmus.data.chunks import by_bin, chunks
 from isthmus.data.events import Events
 from isthmus.data.fields import Coder
 from isthmus.data.split import PARTS, TEST, Split
+from isthmus.sorting import distinct
 
 KEPT = PARTS[: TEST + 1]  # the parts that have rows
 FEW = 16  # a domain with fewer rows than all items divided by this has them put in order; looking through all items would take longer

@@ -18,10 +18,11 @@ import numpy as np
 
 from isthmus import arrow
 from isthmus.data.ahead import relay
-from isthmus.data.chunks import THREADS, ascending, by_bin, count, order_of
+from isthmus.data.chunks import THREADS, by_bin, count
 from isthmus.data.events import Events
 from isthmus.data.split import TRAIN, Split
-from isthmus.segments import Segments, starts
+from isthmus.segments import Segments
+from isthmus.sorting import ascending, order_of, starts
 from isthmus.storage import write_json
 
 BLOCK, MOST_BLOCKS = 1 << 18, 250  # events sorted at once, at least: few enough for the cache; and how many times at most users are divided

@@ -1,4 +1,4 @@
-"""Columns too long to be copied: worked on piece by piece, counted and put in order."""
+"""Columns too long to be copied: worked on piece by piece, and counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.ahead import ahead
-from isthmus.segments import starts
 from isthmus.storage import storage_errors
 
 CHUNK = 1 << 19  # rows worked on at once: few for the cache, many for the files that they are divided among
@@ -102,55 +101,6 @@ def by_bin(bin_of: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """
     size = np.bincount(bin_of, minlength=bins + 1)[:-1]
     return np.argsort(bin_of, kind="stable")[: size.sum()], size
-
-
-def distinct(values: np.ndarray) -> np.ndarray:
-    """What ``np.unique`` gives for integers, by sorting: many times as fast as by the hash table that numpy uses for them."""
-    ordered = np.sort(values)
-    return ordered[starts(ordered)]
-
-
-def order_of(*keys: np.ndarray) -> np.ndarray:
-    """The stable order by the first key, then by the second, and so on.
-
-    What ``np.lexsort`` does with the keys turned round, in a part of the time: a key and a place are packed into one number where they
-    fit, and numbers sort faster than places; what is in order already is left alone.
-
-    Args:
-        keys: at least one; each (N,) integers.
-
-    Returns:
-        (N,) int64 places.
-    """
-    order = None
-    for key in reversed(keys):
-        moved = key if order is None else key[order]
-        if ascending(moved):
-            continue
-        place = _places(moved)
-        order = place if order is None else order[place]
-    return np.arange(len(keys[0])) if order is None else order
-
-
-def ascending(values: np.ndarray) -> bool:
-    """Is no number below the one before it?"""
-    return bool((values[1:] >= values[:-1]).all())
-
-
-def _places(key: np.ndarray) -> np.ndarray:
-    """Stable order by one key."""
-    low, bits = int(key.min()), len(key).bit_length()
-    needed = (int(key.max()) - low).bit_length() + bits
-    if needed > 63:
-        return np.argsort(key, kind="stable")
-    dtype = np.uint32 if needed <= 32 else np.int64  # half as long numbers sort twice as fast
-    fits = needed - bits < 8 * key.itemsize  # else the difference may not fit into the key's own type
-    packed = ((key if fits else key.astype(np.int64)) - key.dtype.type(low)).astype(dtype)
-    packed <<= dtype(bits)
-    packed |= np.arange(len(key), dtype=dtype)
-    packed.sort()
-    packed &= dtype((1 << bits) - 1)
-    return packed.astype(np.int64, copy=False)
 
 
 class Growing:

@@ -14,6 +14,7 @@ import numpy as np
 
 from isthmus.errors import ConfigError, DataError
 from isthmus.segments import Segments
+from isthmus.sorting import order_of
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
@@ -91,7 +92,7 @@ def relevant_items(dataset: Dataset, part: str, domain: int, each: Each = "user"
     place = own.start + np.flatnonzero(rows.positive(dataset.schema.label, own))
     user, item = rows.user.take(place).astype(np.int64), rows.item.take(place).astype(np.int64)
     time = np.zeros(len(place), np.int64) if rows.time is None else rows.time.take(place)
-    order = np.lexsort((place, time, item, user))
+    order = order_of(user, item, time)
     user, item, place = user[order], item[order], place[order]
     new = np.ones(len(user), bool)
     new[1:] = (np.diff(user) != 0) | (np.diff(item) != 0)
@@ -99,7 +100,7 @@ def relevant_items(dataset: Dataset, part: str, domain: int, each: Each = "user"
     # A query is asked before the first of all its events, whatever their labels.
     whole_user = rows.user[own].astype(np.int64)
     whole_time = np.zeros(len(whole_user), np.int64) if rows.time is None else rows.time[own]
-    by_time = np.lexsort((np.arange(len(whole_user)), whole_time, whole_user))
+    by_time = order_of(whole_user, whole_time)
     users = user[new][query_start]
     first = own.start + by_time[np.searchsorted(whole_user[by_time], users)]
     offsets = np.append(query_start, int(new.sum())).astype(np.int64)
@@ -114,7 +115,7 @@ def _events(dataset: Dataset, part: str, domain: int) -> Queries:
     own = rows.of(domain)
     place = own.start + np.flatnonzero(rows.positive(dataset.schema.label, own))
     time = np.zeros(len(place), np.int64) if rows.time is None else rows.time.take(place)
-    place = place[np.lexsort((place, time, rows.user.take(place)))]
+    place = place[order_of(rows.user.take(place), time)]
     user, item, row = (column.take(place).astype(np.int64) for column in (rows.user, rows.item, rows.row))
     one = np.ones(len(place), np.int64)
     return Queries(domain, row, user, place, np.arange(len(place) + 1), item, one.astype(np.float32), row, one)
@@ -147,7 +148,7 @@ def chosen_before(dataset: Dataset, part: str, queries: Queries) -> Segments:
     def key(user: np.ndarray, time: np.ndarray) -> np.ndarray:
         return user * len(moments) + np.searchsorted(moments, time)
 
-    order = np.argsort(when := key(user, rows.time.take(place)), kind="stable")
+    order = order_of(when := key(user, rows.time.take(place)))
     begin = np.searchsorted(user[order], queries.user)
     end = np.searchsorted(when[order], key(queries.user, rows.time.take(queries.first)))
     length = end - begin
@@ -175,7 +176,7 @@ def given_lists(dataset: Dataset, part: str, domain: int, each: Each = "user") -
     asked, wanted = right.user, user
     if each == "event":
         asked, wanted = asked << 31 | right.item, user << 31 | _first_relevant(offsets, item, label)
-    order = np.argsort(asked, kind="stable")
+    order = order_of(asked)
     place = np.searchsorted(asked[order], wanted)
     known = asked[order].take(place, mode="clip") == wanted if len(right) else np.zeros(len(user), bool)
     if not known.all():

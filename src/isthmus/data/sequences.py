@@ -19,6 +19,7 @@ import numpy as np
 
 from isthmus.data.order import CHUNKS, TIES, Order, Plan
 from isthmus.errors import DataError
+from isthmus.sorting import order_of
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
@@ -95,7 +96,7 @@ class Sequences:
         time = came if rows.time is None else rows.time.take(kept) // plan.moment
         merged = merged and cross
         whose = user if merged else domain * dataset.schema.user.size + user
-        order = np.lexsort((came, time, whose))
+        order = order_of(whose, time, came)
         self.plan, self.length, self.rows = plan, max(1, plan.history_length), rows
         self.place, self.user = kept[order], user[order]
         wanted = plan.chosen(domains)
@@ -179,7 +180,7 @@ class Sequences:
         size = self.window[chosen, 2] - self.window[chosen, 1]
         rng = self.plan.rng(CHUNKS, epoch, group)
         mixed = rng.permutation(len(chosen))
-        mixed = mixed[np.argsort(size[mixed], kind="stable")]
+        mixed = mixed[order_of(size[mixed])]
         parts = min(GROUP, self.steps - group * GROUP)
         done = np.cumsum(size[mixed])
         ends = np.searchsorted(done, done[-1] * np.arange(1, parts + 1) / parts)

@@ -24,7 +24,7 @@ from isthmus.data.candidates import Candidates
 from isthmus.data.chunks import ALL, chunks, count, tally
 from isthmus.data.moments import moment_at
 from isthmus.errors import ConfigError, SourceError, SplitError, nearest
-from isthmus.segments import starts
+from isthmus.sorting import order_of, starts
 from isthmus.storage import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -219,12 +219,12 @@ def leave_last(events: Events, min_events: int = 3, seed: int = 0, across: bool 
     """
     if min_events < 3:
         raise SplitError(f"min_events={min_events}", "at least 3: one event each for train, valid and test", "raise it")
-    moment = np.random.default_rng(seed).random(len(events)) if events.time is None else events.time
+    moment = np.random.default_rng(seed).random(len(events)).view(np.int64) if events.time is None else events.time
     part = np.full(len(events), TRAIN, np.uint8)
     for rows in _user_by_user(events):
         user = events.user[rows].astype(np.int64)
         pair = user if across else user * len(events.schema.domains) + events.domain[rows]
-        order = np.lexsort((moment[rows], pair))
+        order = order_of(pair, moment[rows])
         last = np.flatnonzero(np.diff(pair[order], append=-1))
         enough = np.diff(last, prepend=-1) >= min_events
         part[rows[order[last[enough]]]] = TEST

@@ -12,10 +12,10 @@ import polars as pl
 
 from isthmus import arrow
 from isthmus.data import columns as col
-from isthmus.data.chunks import order_of
 from isthmus.data.ids import contiguous, gathered
 from isthmus.errors import ColumnError, ConfigError, SourceError
 from isthmus.schema import FIRST, PADDING, UNKNOWN
+from isthmus.sorting import order_of
 
 
 @dataclass(frozen=True, eq=False)

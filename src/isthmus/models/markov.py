@@ -30,6 +30,7 @@ from isthmus.layers.solved import PairTable
 from isthmus.layers.transitions import Transitions
 from isthmus.model import Model, Stage
 from isthmus.schema import PADDING, Schema
+from isthmus.sorting import order_of
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
@@ -118,5 +119,5 @@ class Markov(Model):
         self.shares.solve(torch.from_numpy(keys), torch.from_numpy(count / total)[:, None], torch.zeros(1))
         group *= int(not self.across)
         moment = stored if rows.time is None else np.asarray(rows.time[chosen], np.int64)
-        order = np.lexsort((stored, moment, user, group))
+        order = order_of(group, user, moment, stored)
         self.transitions.solve(group[order], user[order], item[order], window=self.window, shrink=self.shrink)
