@@ -42,7 +42,7 @@ def starts(*keys: np.ndarray) -> np.ndarray:
     """
     new = np.zeros(len(keys[0]), bool)
     new[:1] = True
-    for key in reversed(keys):
+    for key in keys:
         new[1:] |= key[1:] != key[:-1]
     return np.flatnonzero(new)
 

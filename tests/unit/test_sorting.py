@@ -30,6 +30,12 @@ def test_an_order_does_not_depend_on_how_wide_the_numbers_are(dtype: type[np.int
         np.testing.assert_array_equal(order_of(key), np.argsort(key, kind="stable"))
 
 
+@pytest.mark.parametrize("bits", range(1, 64))
+def test_an_order_does_not_depend_on_how_many_bits_differ(bits: int) -> None:
+    key = np.random.default_rng(0).integers(0, 2**bits - 1, 500, endpoint=True) - 2 ** (bits - 1)
+    np.testing.assert_array_equal(order_of(key), np.argsort(key, kind="stable"))
+
+
 @given(keys)
 def test_rows_that_differ_from_the_one_before(rows: list[tuple[int, int, int]]) -> None:
     columns = [np.array([row[n] for row in rows], np.int64) for n in range(2)]
