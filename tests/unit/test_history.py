@@ -26,7 +26,7 @@ def stored(user, domain, time, item, behaviour=None, domains=3, folder=None, lab
             behaviour=None if behaviour is None else np.array(behaviour, np.int8),
             label=None if label is None else np.array(label, np.float32),
         )
-        write_blocks(path, lambda _: events, 1, domains, lambda _: None)
+        write_blocks(path, lambda _: events, 1, domains, np.min_scalar_type(len(user)), lambda _: None)
         return History.load(path / "history")
 
     if folder is not None:

@@ -19,6 +19,7 @@ from isthmus.data.chunks import by_bin, chunks
 from isthmus.data.events import Events
 from isthmus.data.fields import Coder
 from isthmus.data.split import PARTS, TEST, Split
+from isthmus.data.widths import Widths
 from isthmus.sorting import distinct
 
 KEPT = PARTS[: TEST + 1]  # the parts that have rows
@@ -125,10 +126,13 @@ class Parts:
         split: which of them train, validate and test.
         number: (parts, domains) of them.
         context: for each context field, how its entries become codes or numbers.
+        widths: of columns.
     """
 
-    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, number: np.ndarray, context: Sequence[Coder]) -> None:
-        self._stack, self._folder, self._events, self._context = stack, folder, events, context
+    def __init__(
+        self, stack: ExitStack, folder: Path, events: Events, split: Split, number: np.ndarray, context: Sequence[Coder], widths: Widths
+    ) -> None:
+        self._stack, self._folder, self._events, self._context, self._widths = stack, folder, events, context, widths
         self._bins = _Bins(events, split, number)
         self._columns = dict[tuple[str, str], arrow.Column]()
         self._begin = self._bins.begin(self._bins.size)
@@ -144,12 +148,13 @@ class Parts:
         columns = {
             "user": user.take(order),
             "item": item.take(order),
-            "domain": events.domain[rows].take(order),
+            "domain": events.domain[rows].astype(self._widths.domain).take(order),
             "row": (order + rows.start).astype(np.int32 if len(events) < 2**31 else np.int64),
         }
-        for name, column in (("time", events.time), ("label", events.label)):
-            if column is not None:
-                columns[name] = column[rows].take(order)
+        if events.time is not None:
+            columns["time"] = events.time[rows].astype(self._widths.time).take(order)
+        if events.label is not None:
+            columns["label"] = events.label[rows].take(order)
         if events.behaviour is not None:
             columns["behaviour"] = events.behaviour[rows].take(order) + np.int8(1)
         lists = {}

@@ -20,24 +20,17 @@ from isthmus import arrow
 from isthmus.data.ahead import relay
 from isthmus.data.chunks import THREADS, by_bin, count
 from isthmus.data.events import Events
+from isthmus.data.history import NOBODY
 from isthmus.data.split import TRAIN, Split
+from isthmus.data.widths import Widths
 from isthmus.segments import Segments
 from isthmus.sorting import ascending, order_of, starts
 from isthmus.storage import write_json
 
 BLOCK, MOST_BLOCKS = 1 << 18, 250  # events sorted at once, at least: few enough for the cache; and how many times at most users are divided
-NOBODY = -1  # a domain that no event has
 SENTINEL = np.iinfo(np.int64).max
 REMEMBERED, SEEN, TRAINED = 1, 2, 4  # what an event is for: histories, the known positives, the numbers of training events
-PADDED = {  # columns of events, whose place 0 is padding
-    "item": np.int32,
-    "time": np.int64,
-    "behaviour": np.int8,
-    "label": np.float32,
-    "event": np.int32,
-    "domain": np.int16,
-    "run": np.int32,
-}
+PADDED = ("item", "time", "behaviour", "label", "event", "domain", "run")  # columns of events, whose place 0 is padding
 
 
 @dataclass(frozen=True)
@@ -77,10 +70,11 @@ class Users:
         events: the events.
         split: which of them may be looked back at, and which train; without times, those of train alone may.
         code: codes of the events' users.
+        widths: of columns.
     """
 
-    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, code: np.ndarray) -> None:
-        self._stack, self._folder, self._events, self._uses = stack, folder, events, _uses(events, split)
+    def __init__(self, stack: ExitStack, folder: Path, events: Events, split: Split, code: np.ndarray, widths: Widths) -> None:
+        self._stack, self._folder, self._events, self._uses, self._widths = stack, folder, events, _uses(events, split), widths
         number = count(events.user, len(code), lambda rows: self._uses(rows) > 0)
         by_code = np.zeros(int(code.max(initial=0)) + 1, np.int64)
         by_code[code] = number
@@ -88,24 +82,19 @@ class Users:
         self._size, self._block = np.bincount(block, by_code).astype(np.int64), block.astype(np.uint8)
         self._begin = self._size.sum() - np.cumsum(self._size)  # the last block comes first
         self._at, self._columns = self._begin.copy(), dict[str, arrow.Column]()
-        self._domain = np.min_scalar_type(len(events.schema.domains))
-        self._since = 0 if events.time is None else int(events.time.min())
-        self._time = np.min_scalar_type(0 if events.time is None else int(events.time.max()) - self._since)
+        self._place = np.min_scalar_type(int(number.max(initial=0)))
 
     def read(self, rows: slice, user: np.ndarray, item: np.ndarray) -> tuple[Block, np.ndarray]:
-        """A chunk of events with their codes, ordered by block, and (blocks,) how many of each; in any thread.
-
-        Domains and times, from the first one on, come in the smallest types that hold them: less to write and to read.
-        """
-        events, use = self._events, self._uses(rows)
+        """A chunk of events with their codes, ordered by block, and (blocks,) how many of each; in any thread."""
+        events, use, widths = self._events, self._uses(rows), self._widths
         where = np.where(use > 0, self._block.take(user), np.uint8(len(self._size)))  # events for nothing are in none
         order, size = by_bin(where, len(self._size))
         chosen = Block(
             user.take(order),
             item.take(order),
-            events.domain[rows].astype(self._domain).take(order),
+            events.domain[rows].astype(widths.domain).take(order),
             use.take(order),
-            None if events.time is None else (events.time[rows] - self._since).astype(self._time).take(order),
+            None if events.time is None else events.time[rows].astype(widths.time).take(order),
             None if events.behaviour is None else events.behaviour[rows].take(order) + np.int8(1),
             None if events.schema.label != "rating" or events.label is None else events.label[rows].take(order),
         )
@@ -125,13 +114,12 @@ class Users:
 
     def write(self) -> None:
         """Writes ``history``, ``seen`` and ``counts``."""
-        write_blocks(self._folder, self._take, len(self._size), len(self._events.schema.domains), self._forget)
+        write_blocks(self._folder, self._take, len(self._size), len(self._events.schema.domains), self._place, self._forget)
 
     def _take(self, number: int) -> Block:
         """A block."""
         begin = int(self._begin[number])
-        columns = {name: column.get(begin, begin + int(self._size[number])) for name, column in self._columns.items()}
-        return Block(**columns | ({"time": columns["time"].astype(np.int64) + self._since} if "time" in columns else {}))
+        return Block(**{name: column.get(begin, begin + int(self._size[number])) for name, column in self._columns.items()})
 
     def _forget(self, number: int) -> None:
         """A block has been read: its place is free for what is written."""
@@ -150,7 +138,9 @@ def _uses(events: Events, split: Split) -> Callable[[slice], np.ndarray]:
     return uses
 
 
-def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domains: int, forget: Callable[[int], None]) -> None:
+def write_blocks(
+    folder: Path, take: Callable[[int], Block], blocks: int, domains: int, place: np.dtype, forget: Callable[[int], None]
+) -> None:
     """Writes what is sorted by user.
 
     Args:
@@ -158,18 +148,19 @@ def write_blocks(folder: Path, take: Callable[[int], Block], blocks: int, domain
         take: number -> a block, in any thread; of users whose codes are above those of the block before.
         blocks: how many there are, at least one.
         domains: number of domains.
+        place: type that holds how many events a user has at most.
         forget: told the number of a block when it and all before it have been taken, in a thread of its own.
     """
     with ExitStack() as stack:
         files = _Files(stack, folder, domains)
 
         def ordered(number: int) -> tuple[int, dict[str, np.ndarray]]:
-            return number, _sorted(take(number), domains)
+            return number, _sorted(take(number), domains, place)
 
-        def place(found: tuple[int, dict[str, np.ndarray]]) -> list[Callable[[], None]]:
+        def put(found: tuple[int, dict[str, np.ndarray]]) -> list[Callable[[], None]]:
             return [*(partial(arrow.put, pieces) for pieces in files.place(found[1])), partial(forget, found[0])]
 
-        relay(ordered, range(blocks), place, THREADS)
+        relay(ordered, range(blocks), put, THREADS)
         files.end()
 
 
@@ -205,7 +196,7 @@ class _Files:
             file.append(np.array([NOBODY if kept.name == "domain" else 0]))  # place 0 is padding
 
 
-def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
+def _sorted(block: Block, domains: int, place_type: np.dtype) -> dict[str, np.ndarray]:
     """A block's columns by file; ``start`` and ``offsets`` count from the block's own first event and value."""
     if block.time is not None and not ascending(block.time):
         order = order_of(block.time)
@@ -223,10 +214,12 @@ def _sorted(block: Block, domains: int) -> dict[str, np.ndarray]:
     by_time = by_time.take(np.flatnonzero(by_time >= 0))
     seen, trained = _for(SEEN, use), pair.take(_for(TRAINED, use))
     segments, first = Segments.build(pair.take(seen), item.take(seen)), starts(trained)
-    history = {name: values.take(kept).astype(PADDED[name], copy=False) for name, values in columns.items()}
+    history = {name: values.take(kept) for name, values in columns.items()}
     pair = pair.take(kept)
     start = starts(pair)
-    history |= {"pair": pair[start] + low, "start": start, **_merged(by_time, pair.take(by_time), domains)}
+    history |= {"pair": pair[start] + low, "start": start}
+    types = {"event": place_type, "domain": block.domain.dtype, "run": place_type}
+    history |= {name: values.astype(types[name], copy=False) for name, values in _merged(by_time, pair.take(by_time), domains).items()}
     return {f"history/{name}": values for name, values in history.items()} | {
         "seen/keys": segments.keys + low,
         "seen/offsets": segments.offsets[:-1],
@@ -254,8 +247,7 @@ def _merged(place: np.ndarray, pair: np.ndarray, domains: int) -> dict[str, np.n
     user = pair // domains
     begin, run = _since(starts(user), len(place)), _since(starts(pair), len(place))
     at = np.arange(1, len(place) + 1, dtype=np.int32)
-    columns = (("event", place - begin), ("domain", pair - user * domains), ("run", at - run))
-    return {name: values.astype(PADDED[name], copy=False) for name, values in columns}
+    return {"event": place - begin, "domain": pair - user * domains, "run": at - run}
 
 
 def _for(what: int, use: np.ndarray) -> np.ndarray:

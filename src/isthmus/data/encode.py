@@ -24,6 +24,7 @@ from isthmus.data.extend import aligned
 from isthmus.data.fields import Coded, Coder, code_entity, learn, load_column
 from isthmus.data.split import TRAIN, Split, by_part
 from isthmus.data.vocabulary import Vocabulary, give_codes
+from isthmus.data.widths import Widths
 from isthmus.errors import SplitError
 from isthmus.schema import PADDING, UNKNOWN, Entity, Schema
 from isthmus.segments import Segments
@@ -69,7 +70,8 @@ def encode(events: Events, split: Split, path: str | Path, *, overwrite: bool = 
             rating_range=_rating_range(events, split, base),
         )
         with ExitStack() as stack:
-            parts, blocks = Parts(stack, folder, events, split, number, context), Users(stack, folder, events, split, user_code)
+            parts = Parts(stack, folder, events, split, number, context, widths := Widths.of(events))
+            blocks = Users(stack, folder, events, split, user_code, widths)
             _write_events(events, user_code, item_code, parts, blocks)
             _write_catalogues(folder, events, split, item_code, parts, Shown(item.size), base)
         for name, lists in split.candidates.items():

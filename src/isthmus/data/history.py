@@ -41,10 +41,10 @@ class History:
         pair: (P + 1,) int64, ``user * domains + domain`` ascending, then a sentinel.
         start: (P + 1,) int64, position of each pair's first event, then 1 + N.
         item: (1 + N,) int32.
-        time: (1 + N,) int64, or None when events have no time.
+        time: (1 + N,) int32 or int64, or None when events have no time.
         behaviour: (1 + N,) int8 codes, or None.
         label: (1 + N,) float32 ratings, or None.
-        event, run: (1 + N,) int32 and ``domain`` (1 + N,) int16: see the module's page.
+        event, domain, run: (1 + N,) integers, of types as small as their numbers allow: see the module's page.
     """
 
     domains: int
@@ -99,8 +99,8 @@ class History:
             columns: which columns to return; those the data lack are left out.
 
         Returns:
-            (B, L) arrays by column name, right-aligned (most recent last): ``item`` int32, ``time`` int64 and
-            ``behaviour`` int8 and ``label`` float32 padded with 0, ``domain`` int16 (merged histories only) padded with -1.
+            (B, L) arrays of the columns' own types by name, right-aligned (most recent last): ``item``, ``time``,
+            ``behaviour`` and ``label`` padded with 0, ``domain`` (merged histories only) with -1.
 
         Raises:
             DataError: ``exclude_item`` with timed events, or with a merged history.

@@ -36,10 +36,10 @@ class Rows:
 
     Attributes:
         user, item: (N,) int32 codes.
-        domain: (N,) int16.
+        domain: (N,) int8 or int16.
         offsets: (D + 1,) int64; domain d has rows ``offsets[d]:offsets[d + 1]``.
-        row: (N,) int64 places in the events.
-        time: (N,) int64, or None.
+        row: (N,) int32 or int64 places in the events.
+        time: (N,) int32 or int64, or None.
         label: (N,) float32, or None.
         behaviour: (N,) int8 codes from 1, or None.
         weight: (N,) float32, or None.

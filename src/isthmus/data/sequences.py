@@ -93,7 +93,7 @@ class Sequences:
         kept = np.flatnonzero(rows.positive(dataset.schema.label, slice(0, len(rows))))
         user, domain = rows.user.take(kept).astype(np.int64), rows.domain.take(kept).astype(np.int64)
         came = rows.row.take(kept)
-        time = came if rows.time is None else rows.time.take(kept) // plan.moment
+        time = came if rows.time is None else rows.time.take(kept).astype(np.int64) // plan.moment
         merged = merged and cross
         whose = user if merged else domain * dataset.schema.user.size + user
         order = order_of(whose, time, came)

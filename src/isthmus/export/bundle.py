@@ -142,7 +142,9 @@ def _profiles(dataset: Dataset) -> Profiles:
     place = np.repeat(start[:-1], np.diff(start)) + history.event[1:]
     columns = {name: getattr(history, name) for name in ("item", "time", "behaviour", "label")}
     taken: dict[str, Any] = {name: None if column is None else column.take(place) for name, column in columns.items()}
-    return Profiles(start - 1, domain=np.asarray(history.domain[1:]), **taken)
+    if taken["time"] is not None:
+        taken["time"] = taken["time"].astype(np.int64)
+    return Profiles(start - 1, domain=history.domain[1:].astype(np.int16), **taken)
 
 
 def _stage(run: Run, dataset: Dataset, folder: Path, last: bool, kind: str, half: bool, say: Say) -> dict[str, Any]:
