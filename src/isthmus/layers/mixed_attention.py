@@ -153,7 +153,8 @@ class GroupAttention(nn.Module):
         """
         state = state.detach()
         share = self.relevance(self.pooled(state, age, real)).squeeze(-1).softmax(-1)  # eq. 10, 12
-        score = self.query(prototype) @ self.key(state).transpose(1, 2) / math.sqrt(state.shape[2])  # (B, groups, L)
+        # events first: torch takes them all as one product, with gradients and without, and so to the same bits
+        score = (self.key(state) @ self.query(prototype).t()).transpose(1, 2) / math.sqrt(state.shape[2])  # (B, groups, L)
         seen = real if real.dim() == 3 else real[None]
         weight = masked_softmax(score[:, None], seen[:, :, None])  # (B, Q, groups, L)
         asked = weight @ self.value(state)[:, None]  # eq. 11: (B, Q, groups, dim)
