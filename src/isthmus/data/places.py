@@ -18,8 +18,9 @@ class Places:
     """The place of each id among those met so far, found in a hash table (open addressing, linear probing) by numpy.
 
     A hash says where to look for an id.  What is found there is the same id where a second, independent hash of 64 bits is the same: of
-    10^9 texts one is taken for another with a probability below 10^-10.  Whole numbers are compared themselves.  Looking a million ids up at once takes numpy a fraction of the time that polars takes for one after the other,
-    because the processor waits for many pieces of memory at the same time.
+    10^9 texts one is taken for another with a probability below 10^-10.  Whole numbers are compared themselves.  Looking a million ids up
+    at once takes numpy a fraction of the time that polars takes for one after the other, because the processor waits for many pieces of
+    memory at the same time.
 
     Args:
         dtype: of the ids: text, or 64-bit whole numbers.
