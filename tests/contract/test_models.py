@@ -35,8 +35,12 @@ NAMES = sorted(available())
 # What these learn is the order of events, which only one world has; all others train for the next item as for retrieval.
 ORDERED = [*(name for name in NAMES if issubclass(get_model(name), Sequential)), "man", "dien", "surge", "dasl", "pinet", "markov"]
 TASKED = [(name, task) for name in NAMES for task in get_model(name).tasks if task != ("retrieval" if name in ORDERED else "next_item")]
-# Networks over histories take the longest: for the next item they learn in every run of the tests, for rows of labels in the slow ones.
-SLOW = [name in ORDERED and task != "next_item" and not get_model(name).shallow for name, task in TASKED]
+# Networks over histories take the longest: those that learn at every place of a sequence do so in every run of the tests, row by row and
+# for rows of labels in the slow ones.
+SLOW = [
+    name in ORDERED and not get_model(name).shallow and not (task == "next_item" and issubclass(get_model(name), Sequential))
+    for name, task in TASKED
+]
 JOBS = [pytest.param(*one, marks=[pytest.mark.slow] * slow) for one, slow in zip(TASKED, SLOW, strict=True)]
 EVERYTHING = Needs(
     history=True, cross_history=True, merged_history=True, behaviour=True, history_time=True, history_label=True, context=True
