@@ -82,7 +82,7 @@ class Users:
         self._size, self._block = np.bincount(block, by_code).astype(np.int64), block.astype(np.uint8)
         self._begin = self._size.sum() - np.cumsum(self._size)  # the last block comes first
         self._at, self._columns = self._begin.copy(), dict[str, arrow.Column]()
-        self._place = np.min_scalar_type(int(number.max(initial=0)))
+        self._place_type = np.min_scalar_type(int(number.max(initial=0)))
 
     def read(self, rows: slice, user: np.ndarray, item: np.ndarray) -> tuple[Block, np.ndarray]:
         """A chunk of events with their codes, ordered by block, and (blocks,) how many of each; in any thread."""
@@ -114,7 +114,7 @@ class Users:
 
     def write(self) -> None:
         """Writes ``history``, ``seen`` and ``counts``."""
-        write_blocks(self._folder, self._take, len(self._size), len(self._events.schema.domains), self._place, self._forget)
+        write_blocks(self._folder, self._take, len(self._size), len(self._events.schema.domains), self._place_type, self._forget)
 
     def _take(self, number: int) -> Block:
         """A block."""
@@ -139,7 +139,7 @@ def _uses(events: Events, split: Split) -> Callable[[slice], np.ndarray]:
 
 
 def write_blocks(
-    folder: Path, take: Callable[[int], Block], blocks: int, domains: int, place: np.dtype, forget: Callable[[int], None]
+    folder: Path, take: Callable[[int], Block], blocks: int, domains: int, place_type: np.dtype, forget: Callable[[int], None]
 ) -> None:
     """Writes what is sorted by user.
 
@@ -148,14 +148,14 @@ def write_blocks(
         take: number -> a block, in any thread; of users whose codes are above those of the block before.
         blocks: how many there are, at least one.
         domains: number of domains.
-        place: type that holds how many events a user has at most.
+        place_type: holds how many events a user has at most.
         forget: told the number of a block when it and all before it have been taken, in a thread of its own.
     """
     with ExitStack() as stack:
         files = _Files(stack, folder, domains)
 
         def ordered(number: int) -> tuple[int, dict[str, np.ndarray]]:
-            return number, _sorted(take(number), domains, place)
+            return number, _sorted(take(number), domains, place_type)
 
         def put(found: tuple[int, dict[str, np.ndarray]]) -> list[Callable[[], None]]:
             return [*(partial(arrow.put, pieces) for pieces in files.place(found[1])), partial(forget, found[0])]

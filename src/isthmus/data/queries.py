@@ -14,7 +14,7 @@ import numpy as np
 
 from isthmus.errors import ConfigError, DataError
 from isthmus.segments import Segments
-from isthmus.sorting import order_of
+from isthmus.sorting import order_of, starts
 
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
@@ -94,19 +94,18 @@ def relevant_items(dataset: Dataset, part: str, domain: int, each: Each = "user"
     time = np.zeros(len(place), np.int64) if rows.time is None else rows.time.take(place)
     order = order_of(user, item, time)
     user, item, place = user[order], item[order], place[order]
-    new = np.ones(len(user), bool)
-    new[1:] = (np.diff(user) != 0) | (np.diff(item) != 0)
-    _, query_start = np.unique(user[new], return_index=True)
+    new = starts(user, item)
+    user, item, place = user[new], item[new], place[new]
+    query_start = starts(user)
     # A query is asked before the first of all its events, whatever their labels.
     whole_user = rows.user[own].astype(np.int64)
     whole_time = np.zeros(len(whole_user), np.int64) if rows.time is None else rows.time[own]
     by_time = order_of(whole_user, whole_time)
-    users = user[new][query_start]
+    users = user[query_start]
     first = own.start + by_time[np.searchsorted(whole_user[by_time], users)]
-    offsets = np.append(query_start, int(new.sum())).astype(np.int64)
-    ones = np.ones(int(new.sum()), np.float32)
-    row, group = rows.row.take(place[new]).astype(np.int64), dataset.key(domain, users)
-    return Queries(domain, group, users, first, offsets, item[new], ones, row, np.diff(offsets))
+    offsets = np.append(query_start, len(user))
+    row, group = rows.row.take(place).astype(np.int64), dataset.key(domain, users)
+    return Queries(domain, group, users, first, offsets, item, np.ones(len(user), np.float32), row, np.diff(offsets))
 
 
 def _events(dataset: Dataset, part: str, domain: int) -> Queries:

@@ -219,6 +219,7 @@ def leave_last(events: Events, min_events: int = 3, seed: int = 0, across: bool 
     """
     if min_events < 3:
         raise SplitError(f"min_events={min_events}", "at least 3: one event each for train, valid and test", "raise it")
+    # shares of 1 have the order of their bits
     moment = np.random.default_rng(seed).random(len(events)).view(np.int64) if events.time is None else events.time
     part = np.full(len(events), TRAIN, np.uint8)
     for rows in _user_by_user(events):
