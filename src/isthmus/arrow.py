@@ -18,6 +18,7 @@ from isthmus.storage import whole_file
 
 VALUE = "value"  # the name of the only column of a file that is written piece by piece
 SOME = 1 << 10  # a number of numbers; what stands before them is as long for any number but none
+MUCH = 1 << 25  # bytes of a file that wait for the disk
 
 
 class Column:
@@ -28,13 +29,15 @@ class Column:
     Args:
         file: open for writing, and empty.
         dtype: of its numbers.
+        behind: the disk gets them while more come, so that neither what waits for it nor what it has pushes other things out of the
+            machine's memory; for what is not read back at once.
 
     Attributes:
         size: how many places have been given out.
     """
 
-    def __init__(self, file: int, dtype: Any) -> None:
-        self.size, self._file, self._dtype = 0, file, np.dtype(dtype)
+    def __init__(self, file: int, dtype: Any, *, behind: bool = False) -> None:
+        self.size, self._file, self._dtype, self._behind, self._waiting = 0, file, np.dtype(dtype), behind, 0
         self._before = len(self._frame(SOME)[0])
 
     def room(self, numbers: int) -> int:
@@ -45,6 +48,10 @@ class Column:
     def put(self, at: int, values: np.ndarray) -> None:
         """Numbers (n,) to the places from ``at`` on, which ``room`` gave out."""
         self._write(self._before + at * self._dtype.itemsize, np.ascontiguousarray(values, self._dtype))
+        self._waiting += values.nbytes
+        if self._behind and self._waiting > MUCH and hasattr(os, "posix_fadvise"):
+            self._waiting = 0
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write what is new, and forgets what is written
 
     def append(self, values: np.ndarray) -> None:
         """Numbers (n,) to the end."""
@@ -77,7 +84,7 @@ class Column:
 
     def _frame(self, size: int) -> tuple[bytes, bytes]:
         """What an Arrow file of so many numbers holds before and after them."""
-        batch = pa.record_batch([pa.array(np.zeros(size, self._dtype))], names=[VALUE])  # zeros that nobody looks at take no memory
+        batch = pa.record_batch([_array(np.zeros(size, self._dtype))], names=[VALUE])  # zeros that nobody looks at take no memory
         frame = _Frame()
         with pa.PythonFile(frame, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
@@ -128,7 +135,7 @@ def column(path: str | Path, dtype: Any) -> Iterator[Column]:
         StorageError: the disk is full or the folder cannot be written.
     """
     with whole_file(path) as temporary, open(temporary, "r+b") as file:
-        found = Column(file.fileno(), dtype)
+        found = Column(file.fileno(), dtype, behind=True)
         yield found
         found.finish()
 
@@ -143,7 +150,7 @@ def write(path: str | Path, columns: Mapping[str, np.ndarray]) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    _write(path, pa.record_batch([pa.array(np.ascontiguousarray(values)) for values in columns.values()], names=list(columns)))
+    _write(path, pa.record_batch([_array(values) for values in columns.values()], names=list(columns)))
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -156,10 +163,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         SourceError: the file is missing, truncated or foreign.
     """
     batch = _read(path)
-    try:
-        return {name: batch.column(name).to_numpy(zero_copy_only=True) for name in batch.schema.names}
-    except pa.ArrowException as error:
-        raise SourceError(f"{path} holds no numbers ({error})", "a file of numbers that Isthmus wrote", "encode the data again") from error
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name, column in columns.items():
+        if column.null_count or not _numeric(column.type):
+            came = f"{path} holds no numbers (column {name!r} of type {column.type})"
+            raise SourceError(came, "a file of numbers that Isthmus wrote", "encode the data again")
+    return {name: _numbers(column) for name, column in columns.items()}
 
 
 def write_series(path: str | Path, values: pl.Series | pa.Array) -> None:
@@ -186,6 +195,22 @@ def read_series(path: str | Path) -> pl.Series:
     if batch.schema.names != ["id"]:
         raise SourceError(f"{path} holds columns {batch.schema.names}", "ids that Isthmus wrote", "encode the data again")
     return pl.Series("id", batch.column("id"))
+
+
+def _array(values: np.ndarray) -> pa.Array:
+    """Numbers (n,) as Arrow has them, not copied; Arrow's own conversions look whether they are pandas', and load it."""
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    """What ``_array`` made."""
+    kind = np.dtype(column.type.to_pandas_dtype())
+    return np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind.itemsize)
 
 
 def _write(path: str | Path, batch: pa.RecordBatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,6 +148,30 @@ def test_a_column_cut_short_takes_what_comes_next(tmp_path) -> None:
             file.get(4, 9)
         file.append(np.array([7]))
     assert arrow.read(tmp_path / "x.arrow")["value"].tolist() == [0, 1, 2, 3, 7]
+
+
+def test_what_the_disk_gets_while_more_comes_is_the_same_file(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "MUCH", 1 << 12)
+    values = np.random.default_rng(0).integers(0, 1 << 30, 40_000, dtype=np.int32)
+    with arrow.column(tmp_path / "x.arrow", np.int32) as file:
+        file.room(len(values))
+        for begin in np.random.default_rng(1).permutation(np.arange(0, len(values), 500)).tolist():
+            file.put(begin, values[begin : begin + 500])
+        np.testing.assert_array_equal(file.get(0, len(values)), values)
+    np.testing.assert_array_equal(arrow.read(tmp_path / "x.arrow")["value"], values)
+
+
+def test_text_and_nulls_are_no_numbers(tmp_path) -> None:
+    for values in (["a"], [1, None], [True]):
+        arrow.write_series(tmp_path / "x.arrow", pl.Series(values))
+        with pytest.raises(SourceError, match="holds no numbers"):
+            arrow.read(tmp_path / "x.arrow")
+
+
+def test_numbers_are_written_and_read_without_loading_pandas(tmp_path) -> None:
+    do = "import sys, numpy; from isthmus import arrow; arrow.write('x.arrow', {'x': numpy.arange(3)}); print(arrow.read('x.arrow')['x'])"
+    found = subprocess.run([sys.executable, "-c", f"{do}; print('pandas' in sys.modules)"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.split("\n")[:2] == ["[0 1 2]", "False"], found.stderr
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
