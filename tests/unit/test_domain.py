@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from isthmus.layers.domain import DomainBatchNorm, DomainLinear, DomainMLP, Experts, PerDomain, grouped_linear
+from isthmus.layers.domain import DomainBatchNorm, DomainLinear, DomainMLP, Experts, PerDomain, _together, grouped_linear
 
 OFFSETS = [(0, 3, 3, 4, 9), (0, 0, 0, 0, 9), (0, 9, 9, 9, 9), (0, 2, 5, 7, 9)]
 
@@ -49,12 +49,45 @@ def test_gradients_by_differences(offsets: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda x, w: grouped_linear(x, offsets, w), (x, weight))
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.integers(1, 4), st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4) | st.integers(40, 90), min_size=1, max_size=9), st.integers(1, 4), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
 def test_any_sizes(sizes: list[int], width: int, out: int) -> None:
     offsets = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-    x, weight, bias = _leaves((offsets[-1], width), (len(sizes), out, width), (len(sizes), out))
-    torch.testing.assert_close(grouped_linear(x, offsets, weight, bias), _loop(x, offsets, weight, bias))
+    inputs = x, weight, bias = _leaves((offsets[-1], width), (len(sizes), out, width), (len(sizes), out))
+    both = [f(x, offsets, weight, bias) for f in (grouped_linear, _loop)]
+    torch.testing.assert_close(*both)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), inputs, materialize_grads=True) for y in both), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "numbers", "together"),
+    [
+        ((40,) * 100, 100, True),
+        ((5, 0, 7, 5), 100, True),
+        ((40,) * 100 + (4000,), 100, False),  # as many rows as the largest domain has would stand there for each
+        ((2000, 1000, 500), 100, False),  # each fills a product of its own
+        ((40,) * 99 + (60,), 10_000, True),
+        ((40,) * 99 + (60,), 100_000, False),  # multiplying the padding takes longer than calling
+        ((0, 0), 100, False),
+    ],
+)
+def test_small_domains_of_about_one_size_are_multiplied_at_once(sizes: tuple[int, ...], numbers: int, together: bool) -> None:
+    assert (_together(sizes, numbers, torch.device("cpu")) is not None) == together
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 0, 3), (3, 200, 0, 3)])
+def test_what_is_not_finite_in_a_domain_does_not_reach_another(sizes: tuple[int, ...]) -> None:
+    offsets = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    x, weight = torch.randn(offsets[-1], 3), torch.randn(4, 2, 3, requires_grad=True)
+    x[offsets[1] : offsets[2]] = torch.nan
+    out = grouped_linear(x, offsets, weight)
+    (found,) = torch.autograd.grad(out[out.isfinite()].sum(), [weight])
+    assert found[[0, 2, 3]].isfinite().all()
+    assert not found[2].any()
+    assert found[0].any()
+    assert out[: offsets[1]].isfinite().all()
+    assert out[offsets[2] :].isfinite().all()
 
 
 def test_storage_need_not_be_contiguous() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, cast
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +35,63 @@ def slices(offsets: Offsets) -> Iterator[tuple[int, int, int]]:
             yield domain, start, end
 
 
+FEW = 64  # rows a domain, on average, that are too few to fill a product of their own
+PADDED = 2  # at most so many times as many rows as there are
+CALL = 400_000  # what calling a product costs, in multiplications
+
+
+class _Together(NamedTuple):
+    """All domains in one product, each padded to M rows.
+
+    Attributes:
+        shape: (D, M, -1).
+        row: (D * M,) the row at each place; padding repeats its domain's last one, if it has any.
+        live: (D * M, 1) 0 for padding, else 1.
+        place: (N,) the place of each row.
+        empty: domains without rows.
+    """
+
+    shape: tuple[int, int, int]
+    row: Tensor
+    live: Tensor
+    place: Tensor
+    empty: Tensor
+
+    def lay(self, x: Tensor) -> Tensor:
+        """(N, width) -> (D, M, width)."""
+        return x.index_select(0, self.row).view(self.shape)
+
+    def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        """(N, out) and (N, in) -> (D, out, in); exact zeros for the empty, whatever the others hold."""
+        laid = grad.index_select(0, self.row).mul_(self.live).view(self.shape)
+        return torch.bmm(laid.transpose(1, 2), self.lay(x)).index_fill_(0, self.empty, 0)
+
+    def rows(self, laid: Tensor) -> Tensor:
+        """(D, M, width) -> (N, width)."""
+        return laid.flatten(0, 1).index_select(0, self.place)
+
+
+@lru_cache(maxsize=64)  # a batch meets several layers, forwards and backwards
+def _together(sizes: tuple[int, ...], numbers: int, device: torch.device) -> _Together | None:
+    """How to multiply all domains, by matrices of so many numbers, at once: where that costs less than a product for each."""
+    rows, most, domains = sum(sizes), max(sizes), len(sizes)
+    if not 0 < rows < FEW * domains or domains * most > PADDED * rows or (domains * most - rows) * numbers > CALL * domains:
+        return None
+    size, nth = torch.tensor(sizes)[:, None], torch.arange(most)
+    end, live = size.cumsum(0), (nth < size).flatten()
+    row = (end - size + nth).minimum(end - 1).clamp_min(0).flatten()
+    found = (row, live[:, None].float(), live.nonzero().squeeze(1), (size[:, 0] == 0).nonzero().squeeze(1))
+    return _Together((domains, most, -1), *(tensor.to(device) for tensor in found))
+
+
 class _Grouped(torch.autograd.Function):
-    """One matrix product per non-empty slice, into storage made once: no graph node per domain."""
+    """A matrix product for each domain, or one for all, into storage made once: no graph node per domain."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...], weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.sizes, ctx.has_bias = sizes, bias is not None
-        out = x.new_empty(x.shape[0], weight.shape[1])
-        # views are made by one call each: slicing in Python would cost as much as the products
-        for rows, w, o in zip(x.split(sizes), weight.transpose(1, 2).unbind(), out.split(sizes), strict=True):
-            torch.mm(rows, w, out=o)
+        out = _products(x, sizes, weight.transpose(1, 2))
         if bias is not None:
             out += bias[_domains(sizes, x.device)]
         return out
@@ -52,22 +99,35 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        grads = grad.contiguous().split(ctx.sizes)
-        dx = dw = db = None
+        grad, dx, dw, db = grad.contiguous(), None, None, None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-            for g, w, o in zip(grads, weight.unbind(), dx.split(ctx.sizes), strict=True):
-                torch.mm(g, w, out=o)
+            dx = _products(grad, ctx.sizes, weight)
         if ctx.needs_input_grad[2]:
-            dw = torch.empty_like(weight)
-            for g, rows, o in zip(grads, x.split(ctx.sizes), dw.unbind(), strict=True):
-                torch.mm(g.t(), rows, out=o)  # no rows: exact zeros
+            together = _together(ctx.sizes, weight[0].numel(), grad.device)
+            if together is not None:
+                dw = together.weight_gradient(grad, x)
+            else:
+                dw = torch.empty_like(weight)
+                for g, rows, o in zip(grad.split(ctx.sizes), x.split(ctx.sizes), dw.unbind(), strict=True):
+                    torch.mm(g.t(), rows, out=o)  # no rows: exact zeros
         if ctx.has_bias and ctx.needs_input_grad[3]:
             db = grad.new_zeros(weight.shape[:2]).index_add_(0, _domains(ctx.sizes, grad.device), grad)
         return dx, None, dw, db
 
 
-def _domains(sizes: list[int], device: torch.device) -> Tensor:
+def _products(x: Tensor, sizes: tuple[int, ...], weight: Tensor) -> Tensor:
+    """Rows (N, in) of domains through their weights (D, in, out): (N, out)."""
+    together = _together(sizes, weight[0].numel(), x.device)
+    if together is not None:
+        return together.rows(torch.bmm(together.lay(x), weight))
+    out = x.new_empty(x.shape[0], weight.shape[2])
+    # views are made by one call each: slicing in Python would cost as much as the products
+    for rows, w, o in zip(x.split(sizes), weight.unbind(), out.split(sizes), strict=True):
+        torch.mm(rows, w, out=o)
+    return out
+
+
+def _domains(sizes: Sequence[int], device: torch.device) -> Tensor:
     """The domain of each row, from the number of rows of each domain."""
     counts = torch.tensor(sizes, device=device)
     return torch.arange(len(sizes), device=device).repeat_interleave(counts, output_size=sum(sizes))
@@ -92,11 +152,16 @@ def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | N
 
     Returns:
         (N, out).
+
+    Raises:
+        ValueError: offsets of other rows or domains.
     """
+    if len(offsets) != len(weight) + 1 or offsets[-1] != len(x):
+        raise ValueError(f"offsets of {len(offsets) - 1} domains and {offsets[-1]} rows, not of {len(weight)} and {len(x)}")
     only = alone(offsets)
     if only is not None:
         return F.linear(x, weight[only], None if bias is None else bias[only])
-    sizes = [end - start for start, end in itertools.pairwise(offsets)]
+    sizes = tuple(end - start for start, end in itertools.pairwise(offsets))
     if torch.is_autocast_enabled(x.device.type):  # which does not reach into a function of our own
         kind = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
