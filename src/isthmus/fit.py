@@ -490,6 +490,7 @@ def _plan(work: _Work, domains: tuple[int, ...]) -> Plan:
         rank=work.ranks.rank,
         ranks=work.ranks.size,
         shuffle_buffer=how.shuffle_buffer,
+        pinned=work.device.type == "cuda",
     )
 
 

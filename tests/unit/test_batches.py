@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.batch import Batch, Needs
+from isthmus.batch import Batch, Needs, Pool, Targets
 from isthmus.data import order, split
 from isthmus.data.batches import Plan, ahead, batches, batches_with_rows, query_batch, steps
 from isthmus.data.dataset import Dataset
@@ -383,3 +383,28 @@ def test_plan_refuses_nonsense():
     for bad in ({"batch_size": 0}, {"seed": -1}, {"negatives": -1}, {"history_length": -1}, {"temperature": -0.5}):
         with pytest.raises(ConfigError, match="at least"):
             Plan(**bad)
+
+
+def test_a_change_reaches_every_tensor_of_a_batch():
+    one = torch.ones(1, dtype=torch.int64)
+    pool, target = Pool(one, one, (0, 1), one, one), Targets(one, one, one, (0, 1), one, one, one)
+    names = [f.name for f in fields(Batch) if "Tensor" in str(f.type) and f.name != "context"]
+    whole = Batch(**dict.fromkeys(names, one), offsets=(0, 1), pool=pool, target=target, context={"x": one})
+    changed = whole.map(lambda tensor: tensor + 1)
+    for old, new in ((whole, changed), (whole.pool, changed.pool), (whole.target, changed.target)):
+        for f in fields(old):
+            before, after = getattr(old, f.name), getattr(new, f.name)
+            if isinstance(before, torch.Tensor):
+                assert (before.item(), after.item()) == (1, 2), f.name
+            elif not isinstance(before, (Pool, Targets, dict)):
+                assert before == after, f.name
+    assert changed.context["x"].item() == 2
+
+
+def test_batches_lie_where_a_gpu_reads_them(dataset):
+    stream = batches(dataset, "train", Needs(), Plan(batch_size=8, pinned=True))
+    if torch.cuda.is_available():
+        assert next(stream).user.is_pinned()
+    else:
+        with pytest.raises(RuntimeError):
+            next(stream)

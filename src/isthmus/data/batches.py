@@ -104,7 +104,8 @@ def batches_with_rows(
 
     def make(step: int) -> tuple[np.ndarray, Batch]:
         position, offsets = order.rows(epoch, step)
-        return position[plan.own(len(position))[0]], build(position, offsets, epoch, step)
+        batch = build(position, offsets, epoch, step)
+        return position[plan.own(len(position))[0]], batch.pinned() if plan.pinned else batch
 
     return ahead(make, range(start, order.steps), prefetch)
 

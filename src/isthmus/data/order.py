@@ -37,6 +37,7 @@ class Plan:
         rank, ranks: which part of each batch is made, of how many: every ``ranks``-th row (or window).  Order, negatives and shared
             candidates are those of the whole batch, so that the parts together are what one process would have made.
         shuffle_buffer: rows that are shuffled together, see ``isthmus.data.shuffle.permute_nearby``; None: all of a domain.
+        pinned: batches that are made ahead lie in memory from which a GPU takes them by itself.
     """
 
     batch_size: int = 4096
@@ -53,6 +54,7 @@ class Plan:
     rank: int = 0
     ranks: int = 1
     shuffle_buffer: int | None = None
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 0), ("history_length", 0), ("temperature", 0), ("moment", 1)):

@@ -43,7 +43,12 @@ class WindowBatches:
 
     def epoch(self, epoch: int, start: int = 0, prefetch: int = 2) -> Generator[Batch, None, None]:
         """One epoch from a step on, made ahead in a background thread; see ``isthmus.data.batches.batches``."""
-        return ahead(lambda step: self.batch(epoch, step), range(start, self.steps), prefetch)
+
+        def make(step: int) -> Batch:
+            batch = self.batch(epoch, step)
+            return batch.pinned() if self.plan.pinned else batch
+
+        return ahead(make, range(start, self.steps), prefetch)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step: a function of (seed, epoch, step) alone."""
