@@ -136,10 +136,10 @@ def prepare(
     Example:  [bold]isthmus prepare events.parquet --user uid --item iid --domain market --time ts -o data/[/]
     """
     from isthmus.data.encode import encode
-    from isthmus.experiment import ModelSpec, Recipe, make_split
+    from isthmus.data.rules import make_split
 
     events, brought = _load(_source(source, user, item, domain, time, label, context, more))
-    chosen = make_split(events, Recipe("prepare", source, (ModelSpec("popularity"),), split=split), brought)
+    chosen = make_split(events, split, brought=brought)
     dataset = encode(events, chosen, out, overwrite=overwrite)
     _console().print(
         f"{len(events):,} events, {len(dataset.schema.domains)} domains -> {out}   split {chosen.rule} ({chosen.hash})", highlight=False
@@ -268,7 +268,7 @@ def adapt(
     from isthmus.adapt import settings_of
     from isthmus.data.dataset import Dataset
     from isthmus.data.encode import encode
-    from isthmus.experiment import ModelSpec, Recipe, make_split
+    from isthmus.data.rules import make_split
     from isthmus.fit import load_run
 
     trained, before = load_run(run), Dataset.load(base)
@@ -276,7 +276,7 @@ def adapt(
         dataset = Dataset.load(out / "data")
     else:
         events, brought = _load(_source(source, user, item, domain_column, time, label, context, more))
-        chosen = make_split(events, Recipe("adapt", source, (ModelSpec("popularity"),), split=split), brought)
+        chosen = make_split(events, split, brought=brought)
         dataset = encode(events, chosen, out / "data", base=before, overwrite=not (out / "run.json").exists())
     how = settings_of(trained, _settings(settings))
     adapted = compute(trained, dataset, before, domains=domain, how=how, out=out, resume=resume)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from isthmus.cell import Cell
 from isthmus.measure import ALL
@@ -100,4 +100,4 @@ def _share(rows: Sequence[Mapping[str, int] | None]) -> float:
 def _half(sd: float | None, n: int, share: float) -> float | None:
     if sd is None or n < 2:
         return None
-    return float(stats.t.ppf(0.975, n - 1)) * sd * math.sqrt(1 / n + share)
+    return float(special.stdtrit(n - 1, 0.975)) * sd * math.sqrt(1 / n + share)

@@ -37,13 +37,12 @@ import numpy as np
 from isthmus import cluster, storage
 from isthmus.comparison import Comparison, Whole, cell_folder, judge_part, measured, recall
 from isthmus.data import sources
-from isthmus.data import split as splits
 from isthmus.data.dataset import Dataset
 from isthmus.data.events import Events
-from isthmus.data.last_day import last_day
+from isthmus.data.rules import make_split
 from isthmus.data.sources import Loaded
 from isthmus.data.split import Split
-from isthmus.errors import ConfigError, StorageError, nearest
+from isthmus.errors import ConfigError, StorageError
 from isthmus.line import ModelSpec
 from isthmus.paper import Paper
 from isthmus.parts import Data, Part, Say, digest, parts
@@ -59,7 +58,6 @@ __all__ = [
     "check_writable",
     "compare",
     "default_models",
-    "make_split",
     "recall",
 ]
 
@@ -146,7 +144,7 @@ def _asked(recipe: Recipe, out: Path, events: Events | None, split: Split | None
         elif cell is not None and cell.changes_data:
             raise ConfigError(f"events in memory, and a cell {name!r} with data of its own", "one of both", "leave the events out")
         task = get_task(own.task) if own.task else default_task(given.schema)
-        made = make_split(given, own, brought)
+        made = make_split(given, own.split, own.split_args, brought)
         check(own, task, given.schema)
         yield _Asked(name, own, cell_folder(out, name) if name else out, task, given, made)
 
@@ -248,33 +246,6 @@ def _run(work: list[_Work], say: Say, each: Each) -> None:
             said = True
             time.sleep(1)
         left = busy
-
-
-def make_split(events: Events, recipe: Recipe, brought: Split | None = None) -> Split:
-    """The recipe's split: by its rule, or the one the source brought, or the default for the data.
-
-    Raises:
-        ConfigError: no such rule, or ``given`` without a given split.
-    """
-    rules: dict[str, Callable[..., Split]] = {
-        "global_time": splits.global_time,
-        "leave_last": splits.leave_last,
-        "cold_users": splits.cold_users,
-        "last_day": last_day,
-        "random": splits.random,
-    }
-    if recipe.split == "given" or (recipe.split is None and brought is not None):
-        if brought is None:
-            raise ConfigError(f"split 'given', but source {recipe.source!r} brings none", f"one of {tuple(rules)}", "name another rule")
-        return brought
-    if recipe.split is None:
-        return splits.default(events)
-    if recipe.split not in rules:
-        raise ConfigError(f"unknown split {recipe.split!r}", f"given, {', '.join(rules)}", nearest(recipe.split, [*rules, "given"]))
-    try:
-        return rules[recipe.split](events, **recipe.split_args)
-    except TypeError as error:
-        raise ConfigError(f"split {recipe.split!r}: {error}", "the arguments that the rule takes", "see `isthmus.data.split`") from error
 
 
 def check_writable(out: str | Path) -> None:

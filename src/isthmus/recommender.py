@@ -17,10 +17,11 @@ from isthmus.data.batches import query_batch
 from isthmus.data.dataset import Dataset
 from isthmus.data.encode import encode
 from isthmus.data.events import Events, read_events
+from isthmus.data.rules import make_split
 from isthmus.data.sources import table
 from isthmus.data.split import Split
 from isthmus.errors import ConfigError
-from isthmus.experiment import ModelSpec, Recipe, compare, default_models, make_split
+from isthmus.experiment import ModelSpec, Recipe, compare, default_models
 from isthmus.fit import How, Run, build, fit
 from isthmus.ledger import Ledger
 from isthmus.models import get_model
@@ -84,7 +85,7 @@ class Recommender:
         """
         events = _read(frame, columns)
         self.task = self.task or default_task(events.schema, get_model(self.spec.name).tasks)
-        split = make_split(events, self._recipe(()), split)
+        split = make_split(events, brought=split)
         dataset = encode(events, split, self.folder / "data", overwrite=True)
         for old in (self.folder / "run", self.folder / "adapted"):  # a new fit replaces the old one, as the data do
             shutil.rmtree(old, ignore_errors=True)
@@ -113,7 +114,7 @@ class Recommender:
         """
         _, _, base, run = self._need()
         events = _read(frame, self._columns | columns)
-        split = make_split(events, self._recipe(()), split)
+        split = make_split(events, brought=split)
         folder = self.folder / "adapted" / str(len(base.schema.domains))  # the base is read from disk while it is adapted
         dataset = encode(events, split, folder / "data", overwrite=True, base=base)
         adapted = adapt(run, dataset, base, how=settings_of(run, fit), out=folder / "run")

@@ -327,7 +327,9 @@ def equal(a: Tensor, b: Tensor) -> bool:
 def test_learns_a_world_whose_answer_is_known(name: str, task: str, known: Callable[[str], Known]) -> None:
     world = known(task)
     model = build(name, world.dataset.schema, seed=0)
-    run = fit(model, world.dataset, world.task, world.how)
+    # what learns at every place of a sequence needs fewer epochs than what learns row by row
+    how = dataclasses.replace(world.how, epochs=8) if task == "next_item" and isinstance(model, Sequential) else world.how
+    run = fit(model, world.dataset, world.task, how)
     assert world.learnt(run.model) > LEARNT[model.shallow]
 
 

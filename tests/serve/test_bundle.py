@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from served import run_of, small_data
 
 import isthmus
+from command import isthmus as command
 from isthmus.batch import Needs
 from isthmus.data.batches import query_batch
 from isthmus.errors import ConfigError, SourceError, StorageError
@@ -188,12 +187,8 @@ def test_the_command_line_exports_from_a_run_alone(dataset, tmp_path: Path) -> N
     how = How(epochs=1, progress=False, device="cpu", history_length=8)
     fit(build("popularity", dataset.schema, {}), dataset, get_task("retrieval"), how, tmp_path / "run")
     assert data_of(tmp_path / "run") == dataset.path.absolute()
-    command = [sys.executable, "-m", "isthmus.cli", "export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--no-measure"]
-    done = subprocess.run([*command, "--data-licence", "CC0"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "isthmus serve" in done.stdout
+    words = ("export", tmp_path / "run", "-o", tmp_path / "bundle", "--no-measure")
+    assert "isthmus serve" in command(*words, "--data-licence", "CC0")
     assert json.loads((tmp_path / "bundle" / "card.json").read_text())["licences"]["data"] == "CC0"
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode != 0
-    assert "exists already" in again.stderr
+    assert "exists already" in command(*words, ok=1)
     assert Licences().data == "not stated"

@@ -34,6 +34,13 @@ def run(request: pytest.FixtureRequest, dataset: Dataset) -> Run:
     return run
 
 
+@pytest.fixture(scope="module")
+def bundles(run: Run, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """In single precision, and in half."""
+    folder = tmp_path_factory.mktemp("half")
+    return [export([run], dataset, folder / name, measured=False, half=name == "half") for name in ("whole", "half")]
+
+
 def table_bytes(path: Path, run: Run) -> tuple[int, int]:
     """What a bundle's file holds of the tables, and of all else."""
     names = {f"{name}.weight" for name, module in run.model.named_modules() if isinstance(module, Table)}
@@ -42,8 +49,8 @@ def table_bytes(path: Path, run: Run) -> tuple[int, int]:
     return sum(size[name] for name in size.keys() & names), sum(size[name] for name in size.keys() - names)
 
 
-def test_tables_take_half_and_lists_stay(run: Run, dataset: Dataset, tmp_path: Path) -> None:
-    whole, half = (export([run], dataset, tmp_path / name, measured=False, half=name == "half") for name in ("whole", "half"))
+def test_tables_take_half_and_lists_stay(run: Run, dataset: Dataset, bundles: list[Path]) -> None:
+    whole, half = bundles
     (before, rest), (after, same) = table_bytes(whole, run), table_bytes(half, run)
     assert (after, same) == (before // 2, rest)
     assert after > 0
@@ -60,9 +67,9 @@ def test_tables_take_half_and_lists_stay(run: Run, dataset: Dataset, tmp_path: P
         assert stats.kendalltau(score, expected).statistic > 0.9
 
 
-def test_scores_are_computed_in_single_precision(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+def test_scores_are_computed_in_single_precision(run: Run, dataset: Dataset, bundles: list[Path]) -> None:
     """Half a table's rounding, none of sums and products: the graph equals torch's with the same rounded tables."""
-    path = export([run], dataset, tmp_path / "half", measured=False, half=True)
+    path = bundles[1]
     before = [(m, m.weight.detach().clone()) for m in run.model.modules() if isinstance(m, Table)]
     for module, weight in before:
         module.weight.data = weight.half().float()

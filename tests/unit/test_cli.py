@@ -1,7 +1,6 @@
-"""The command line as a user meets it: real processes, exit codes, messages."""
+"""The command line as a user meets it: processes, exit codes, messages."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from command import isthmus
 from isthmus.cli import _settings
 from isthmus.data.dataset import Dataset
 from isthmus.data.synthetic import make_world
@@ -33,16 +33,6 @@ COMMANDS = (
 )
 
 
-def isthmus(*arguments: object, cwd: Path | None = None, ok: int = 0) -> str:
-    """Runs the command; returns what it printed (errors too) and checks its exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "isthmus.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
-    assert done.returncode == ok, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = make_world(domains=2, users=120, items=60, events=1500, relatedness=0.9, seed=1)
@@ -61,6 +51,12 @@ def test_help_names_every_command_and_stays_light() -> None:
         assert command in text
     code = "import sys, isthmus.cli; print([m for m in ('torch', 'polars', 'numpy', 'scipy', 'matplotlib', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_preparing_knows_no_torch(events: Path, tmp_path: Path) -> None:
+    do = "import sys; sys.argv[0] = 'isthmus'; import isthmus.cli as c; c.app(standalone_mode=False); print('torch' in sys.modules)"
+    words = [sys.executable, "-c", do, "prepare", str(events), *OWN, "-o", str(tmp_path / "data")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,9 +16,10 @@ from isthmus import storage
 from isthmus.data import split as splits
 from isthmus.data.dataset import Dataset
 from isthmus.data.events import ContextColumn
+from isthmus.data.rules import make_split
 from isthmus.data.synthetic import World, make_world
 from isthmus.errors import ConfigError, SourceError
-from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, check_writable, compare, default_models, make_split, recall
+from isthmus.experiment import Comparison, ModelSpec, Paper, Recipe, check_writable, compare, default_models, recall
 from isthmus.fit import How, build, fit
 from isthmus.parts import Part, fingerprint
 from isthmus.published import sentences
@@ -306,10 +307,14 @@ def test_the_default_line_up_has_every_model_of_a_task() -> None:
     assert across["ease across"] == "ease"
 
 
-def test_a_given_split_is_used(world: World, recipe: Recipe) -> None:
+def test_a_given_split_is_used(world: World) -> None:
     mine = splits.leave_last(world.events)
-    assert make_split(world.events, recipe, mine) is mine
-    assert make_split(world.events, recipe).rule == "global_time"
+    assert make_split(world.events, brought=mine) is mine
+    assert make_split(world.events, "given", brought=mine) is mine
+    assert make_split(world.events, "leave_last", {"min_events": 4}, mine).params["min_events"] == 4
+    assert make_split(world.events).rule == "global_time"
+    with pytest.raises(ConfigError, match="brings none"):
+        make_split(world.events, "given")
 
 
 def test_the_data_s_key_sees_context_and_what_a_domain_shows(world: World) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from test_cli import isthmus
+from command import isthmus
 
 from isthmus.data.events import Events, read_events
 from isthmus.data.synthetic import make_world

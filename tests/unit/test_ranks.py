@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranked import losses, start, train
 
+from command import isthmus
 from isthmus.batch import Batch, Needs
 from isthmus.data.batches import batches
 from isthmus.data.dataset import Dataset
@@ -216,10 +217,7 @@ def test_the_command_starts_its_own_processes(data: Dataset, tmp_path: Path) -> 
 
 
 def test_other_commands_are_not_for_several_processes() -> None:
-    command, environment = [sys.executable, "-m", "isthmus.cli", "models"], {**os.environ, "WORLD_SIZE": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
-    assert done.returncode == 2
-    assert "isthmus models on 2 processes of torchrun" in done.stderr
+    assert "isthmus models on 2 processes of torchrun" in isthmus("models", ok=2, environment={"WORLD_SIZE": "2"})
 
 
 LEAVING = """

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from isthmus.metrics._table import Floats
 
@@ -47,7 +47,7 @@ def _kept(users: int, resamples: int, seed: int) -> tuple[tuple[slice, Counts], 
 
 
 def _drawn(users: int, resamples: int, seed: int) -> Iterator[tuple[slice, Counts]]:
-    pmf = np.rint(stats.poisson.pmf(np.arange(9), 1.0) * 65536).astype(np.int64)
+    pmf = np.rint(np.exp(-1) / special.factorial(np.arange(9)) * 65536).astype(np.int64)
     pmf[0] += 65536 - pmf.sum()  # rounding: 65,536 equally likely draws
     count = np.repeat(np.arange(9, dtype=np.uint8), pmf)
     rng = np.random.Generator(np.random.Philox(seed))
@@ -76,6 +76,6 @@ def interval(replicates: Floats, dof: float, level: float = 0.95) -> tuple[float
         return f"defined in {len(defined)} of {len(replicates)} resamples of users: no interval"
     if np.ptp(defined) <= 1e-12 * np.abs(defined).max():
         return "no variation between users: no interval"
-    tail = float(stats.norm.cdf(np.sqrt((dof + 1) / dof) * stats.t.ppf((1 - level) / 2, dof)))
+    tail = float(special.ndtr(np.sqrt((dof + 1) / dof) * special.stdtrit(dof, (1 - level) / 2)))
     low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from isthmus.metrics._table import Floats
 
@@ -65,7 +65,7 @@ def student(difference: float, variances: Floats, dofs: Floats, level: float) ->
     weight, dof = variances[held] / variances.sum(), np.maximum(dofs[held], 1e-9)
 
     def quantile(p: float) -> float:
-        return float((weight * stats.t.isf(p / 2, dof)).sum())
+        return float(-(weight * special.stdtrit(dof, p / 2)).sum())
 
     size, half = abs(difference) / error, quantile(1 - level) * error
     if quantile(TINY) <= size:
