@@ -26,7 +26,7 @@ serve: $(READY)
 test: check unit
 
 check: $(READY)
-	@echo "== style (ruff)";                          $(BIN)/ruff check .
+	@echo "== style (ruff)";                          $(BIN)/ruff check --no-cache .
 	@echo "== floors: who may import whom (import-linter)"; $(BIN)/lint-imports --no-cache
 	@echo "== Dockerfile (hadolint)";                 $(BIN)/hadolint Dockerfile
 	@echo "== types (pyright)";                       $(BIN)/pyright --warnings

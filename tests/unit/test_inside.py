@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from command import isthmus
 
+from command import isthmus
 from isthmus.data.events import Events, read_events
 from isthmus.data.synthetic import make_world
 from isthmus.experiment import ModelSpec, Recipe, compare
