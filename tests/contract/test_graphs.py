@@ -38,7 +38,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 DOMAINS, LENGTH, LATE = (1, 0, 2), 7, 10**6
-QUICK = ("din", "item_knn", "lr", "mmoe", "popularity", "sasrec", "star", "user_knn")
+QUICK = ("din", "item_knn", "lr", "mmoe", "pinet", "popularity", "sasrec", "star", "user_knn")
 SAME = 1e-5  # of the size of the scores
 SMALL = 4096  # bytes of a constant inside a graph
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

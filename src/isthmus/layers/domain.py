@@ -156,11 +156,11 @@ def grouped_linear(x: Tensor, offsets: Offsets, weight: Tensor, bias: Tensor | N
     Raises:
         ValueError: offsets of other rows or domains.
     """
-    if len(offsets) != len(weight) + 1 or offsets[-1] != len(x):
-        raise ValueError(f"offsets of {len(offsets) - 1} domains and {offsets[-1]} rows, not of {len(weight)} and {len(x)}")
     only = alone(offsets)
     if only is not None:
         return F.linear(x, weight[only], None if bias is None else bias[only])
+    if len(offsets) != len(weight) + 1 or offsets[-1] != len(x):
+        raise ValueError(f"offsets of {len(offsets) - 1} domains and {offsets[-1]} rows, not of {len(weight)} and {len(x)}")
     sizes = tuple(end - start for start, end in itertools.pairwise(offsets))
     if torch.is_autocast_enabled(x.device.type):  # which does not reach into a function of our own
         kind = torch.get_autocast_dtype(x.device.type)
