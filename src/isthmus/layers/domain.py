@@ -22,6 +22,9 @@ from isthmus.layers.growing import Growing, Rows, Stacked
 from isthmus.layers.mlp import MLP
 
 Offsets = Sequence[int]
+FEW = 64  # rows a domain, on average, that are too few to fill a product of their own
+PADDED = 2  # at most so many times as many rows as there are
+CALL = 400_000  # what calling a product costs, in multiplications
 
 
 def slices(offsets: Offsets) -> Iterator[tuple[int, int, int]]:
@@ -33,11 +36,6 @@ def slices(offsets: Offsets) -> Iterator[tuple[int, int, int]]:
     for domain, (start, end) in enumerate(itertools.pairwise(offsets)):
         if end > start:
             yield domain, start, end
-
-
-FEW = 64  # rows a domain, on average, that are too few to fill a product of their own
-PADDED = 2  # at most so many times as many rows as there are
-CALL = 400_000  # what calling a product costs, in multiplications
 
 
 class _Together(NamedTuple):
