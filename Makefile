@@ -12,7 +12,7 @@ help:
 	@echo "make demo       set up, then compare nine recommenders on a three-market world (about 3 minutes)"
 	@echo "make serve      the demo, and then its best network as a service with a page to try it"
 	@echo "make test       set up, then style, floors, types and tests"
-	@echo "make test-slow  the statistical checks over many small worlds"
+	@echo "make test-slow  the rest: statistical checks over many small worlds, every graph, several processes (about 40 minutes)"
 	@echo "make bench      speed and memory, as ratios in one run"
 	@echo "make bench-peers  the same work in other libraries, which it installs beside the environment"
 	@echo "make clean      remove the environment and what demo wrote"

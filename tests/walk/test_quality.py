@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 SEEDS = range(5)
 CTR, RETRIEVAL = get_task("ctr"), get_task("retrieval")
 AUC_MARGIN = 0.005  # the best possible AUC lies 0.03 above what MMoE reaches, and 0.4 above chance
-RECALL_MARGIN = 0.02  # of recall@50 about 0.58; negatives that are shared and not corrected for cost 0.06
+RECALL_MARGIN = 0.02  # of recall@50 about 0.59; negatives of the batch alone, not corrected for, cost 0.15
 COMMON: dict[str, Any] = {"lr": 2e-3, "batch_size": 512, "patience": None, "history_length": 10}
 
 Figure = Callable[..., float]  # (seed, **settings of training) -> a figure on the test part
@@ -118,7 +118,5 @@ def test_shared_negatives_retrieve_as_well_as_the_full_softmax(recall: Figure, s
 
 
 def test_negatives_that_are_not_corrected_for_are_seen_to_cost(recall: Figure) -> None:
-    plain, full = (
-        [recall(seed, **more) for seed in SEEDS] for more in ({"sampler": "mixed", "negatives": 256, "log_q": False}, {"sampler": "full"})
-    )
+    plain, full = ([recall(seed, **more) for seed in SEEDS] for more in ({"sampler": "in_batch", "log_q": False}, {"sampler": "full"}))
     assert interval(plain, full)[1] < -RECALL_MARGIN
