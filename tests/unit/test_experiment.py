@@ -315,6 +315,9 @@ def test_a_given_split_is_used(world: World) -> None:
     assert make_split(world.events).rule == "global_time"
     with pytest.raises(ConfigError, match="brings none"):
         make_split(world.events, "given")
+    for rule, brought in ((None, None), (None, mine), ("given", mine)):  # nothing that was asked for is passed over in silence
+        with pytest.raises(ConfigError, match="without a rule that takes them: valid"):
+            make_split(world.events, rule, {"valid": 0.3}, brought)
 
 
 def test_the_data_s_key_sees_context_and_what_a_domain_shows(world: World) -> None:

@@ -31,9 +31,13 @@ def make_split(events: Events, rule: str | None = None, args: Mapping[str, Any] 
         brought: the split that came with the events.
 
     Raises:
-        ConfigError: no such rule, arguments that it does not take, or ``given`` without a given split.
+        ConfigError: no such rule, arguments that it does not take or that no rule is there to take, or ``given`` without a given split.
         SplitError: the rule does not fit the events.
     """
+    if args and rule in (None, GIVEN):
+        raise ConfigError(
+            f"arguments of a split without a rule that takes them: {', '.join(args)}", f"rule: one of {tuple(RULES)}", "name the rule"
+        )
     if rule == GIVEN or (rule is None and brought is not None):
         if brought is None:
             raise ConfigError(f"split {GIVEN!r}, but the source brings none", f"one of {tuple(RULES)}", "name another rule")
