@@ -66,9 +66,11 @@ class Recipe:
             raise ConfigError(f"models called {double} more than once", "unique labels", 'give one of them a label = "..." of its own')
         for spec in self.models:
             if spec.control not in (None, SINGLE, *self.entries) or spec.control == spec.label:
-                others = [e for e in self.entries if e != spec.label]
+                others = [SINGLE, *(e for e in self.entries if e != spec.label)]
                 raise ConfigError(
-                    f"{spec.label!r} has control {spec.control!r}", f"'{SINGLE}' or another label", nearest(str(spec.control), others)
+                    f"{spec.label!r} has control {spec.control!r}",
+                    f"'{SINGLE}', none, or another label",
+                    nearest(str(spec.control), others),
                 )
             if spec.alone and spec.control != SINGLE:
                 came = f"{spec.label!r} with control {spec.control!r} and settings alone = {spec.alone}"
