@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isthmus.errors import ConfigError, nearest
+from isthmus.values import require_types
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 SAMPLERS = ("auto", "uniform", "popularity", "in_batch", "mixed", "drawn", "full")
@@ -114,6 +115,7 @@ class How:
         for name in ("domains", "targets"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        require_types(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler {self.sampler!r}", f"one of {SAMPLERS}", nearest(self.sampler, SAMPLERS))
         if self.schedule not in SCHEDULES:

@@ -9,8 +9,8 @@ from typing import Any
 
 from isthmus.cell import Cell
 from isthmus.errors import ConfigError, nearest
-from isthmus.line import FIT, SINGLE, ModelSpec, check_training, fit_of, grid_points
-from isthmus.models import available, get_model, settings
+from isthmus.line import SINGLE, ModelSpec, args_of, check_training, fit_of, grid_points
+from isthmus.models import available, check_settings, get_model, settings
 from isthmus.paper import Paper
 from isthmus.schema import Schema
 from isthmus.task import Task, default_task, get_task
@@ -208,15 +208,13 @@ def check(recipe: Recipe, task: Task, schema: Schema) -> None:
     if recipe.sampled is not None and not task.ranked:
         raise ConfigError(f"sampled = {recipe.sampled} for task {task.name!r}", "a task that ranks candidates", "leave it out")
     for spec in recipe.models:
-        model, known = get_model(spec.name), settings(spec.name)
+        model = get_model(spec.name)
         if task.name not in model.tasks:
             raise ConfigError(
                 f"model {spec.name!r} in a recipe for {task.name!r}", f"a task of {model.tasks}", "remove the model, or change the task"
             )
-        for key in (*spec.args, *(key for key in spec.grid if not key.startswith(FIT))):
-            if key not in known:
-                raise ConfigError(f"model {spec.label!r}: unknown setting {key!r}", f"one of {known}", nearest(key, known))
         for point, scope in itertools.product(grid_points(spec.grid), spec.scopes):
+            check_settings(spec.name, {**spec.args, **args_of(point)}, f"model {spec.label!r}")
             check_training({**recipe.fit, **spec.training(scope), **fit_of(point)})
     if recipe.paper is not None:
         recipe.paper.check(schema)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from isthmus.errors import ConfigError, nearest
+from isthmus.values import require_types
 
 T = TypeVar("T")
 
@@ -63,16 +64,23 @@ class Registry:
             raise ConfigError(came, "exactly one per file", "move the others to files of their own")
         return found[0]
 
-    def check(self, name: str, args: Iterable[str], known: Iterable[str]) -> None:
-        """Refuses hyper-parameters that a file's class does not have.
+    def check(self, name: str, args: Mapping[str, Any], found: type, *given: str) -> None:
+        """Refuses hyper-parameters that a file's class does not have, and values of another type than it declares.
+
+        Args:
+            name: of the file.
+            args: hyper-parameters by name.
+            found: its class.
+            given: what its caller gives.
 
         Raises:
-            ConfigError: one of ``args`` is not among the known ones; tells the nearest.
+            ConfigError: such a hyper-parameter (tells the nearest name) or value.
         """
-        known = sorted(known)
+        known = sorted(settings_of(found, *given))
         for key in args:
             if key not in known:
                 raise ConfigError(f"{self.kind} {name!r} has no hyper-parameter {key!r}", f"one of {known}", nearest(key, known))
+        require_types(found, args, f"{self.kind} {name!r}")
 
 
 def settings_of(found: type, *given: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ A run's folder::
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 import platform
@@ -29,13 +28,13 @@ from torch import Tensor
 
 from isthmus import checkpoint, metrics
 from isthmus.checkpoint import Checkpoint, Optimisers
-from isthmus.errors import CheckpointError, ConfigError, SourceError, StorageError, nearest
+from isthmus.errors import CheckpointError, ConfigError, SourceError, StorageError
 from isthmus.how import How
 from isthmus.layers.features import EntityFields
 from isthmus.layers.table import undrawn
 from isthmus.model import Model
-from isthmus.models import get_model
-from isthmus.schema import HashedIds, Schema
+from isthmus.models import ROWS, check_settings, get_model, share_rows
+from isthmus.schema import Schema
 from isthmus.shards import Shards
 from isthmus.stages import Adaptation
 from isthmus.storage import read_json, sweep, whole_file, write_json
@@ -44,7 +43,6 @@ from isthmus.task import Task, get_task
 if TYPE_CHECKING:
     from isthmus.data.dataset import Dataset
 
-ROWS = {"user_rows": "user", "item_rows": "item"}
 HARMLESS = ("device", "threads", "checkpoint_minutes", "tensorboard", "progress", "sharded")  # may differ when a run is resumed
 
 
@@ -234,18 +232,13 @@ def build(name: str, schema: Schema, args: dict[str, Any] | None = None, *, seed
     Raises:
         ConfigError: no such model or hyper-parameter (names the nearest one), or rows for a model whose ids have no such tables.
     """
-    kind, args = get_model(name), dict(args or {})
-    known = [*(p for p in inspect.signature(kind).parameters if p != "schema"), *ROWS]
-    for key in args:
-        if key not in known:
-            raise ConfigError(f"model {name!r}: unknown hyper-parameter {key!r}", f"one of {known}", nearest(key, known))
-    rows = {side: args.pop(key) for key, side in ROWS.items() if args.get(key) is not None}
-    if rows:
-        shared = {side: HashedIds(n, getattr(schema, side).trained) for side, n in rows.items()}
-        schema = schema.hashed(shared.get("user"), shared.get("item"))
+    args = dict(args or {})
+    check_settings(name, args)
+    rows = {key: args.pop(key) for key in ROWS if args.get(key) is not None}
+    args = {key: value for key, value in args.items() if key not in ROWS}
     with seeded(seed):
-        model = kind(schema, **args)
-    for side in rows:
+        model = get_model(name)(share_rows(schema, **rows), **args)
+    for side in (ROWS[key] for key in rows):
         if not any(isinstance(m, EntityFields) and m.entity.name == side for m in model.modules()):
             raise ConfigError(f"{side}_rows for model {name!r}", f"a model with an embedding table of {side}s", "leave it out")
     return model

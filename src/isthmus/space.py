@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from isthmus.errors import ConfigError, nearest
 from isthmus.how import How
 from isthmus.line import FIT, args_of, check_training, fit_of
-from isthmus.models import settings
+from isthmus.models import check_settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -123,10 +123,10 @@ class Space:
     parallel: int | None = None
 
     def __post_init__(self) -> None:
-        known = settings(self.model)
-        for name in (*self.args, *args_of(self.parameters)):
-            if name not in known:
-                raise ConfigError(f"model {self.model!r}: unknown setting {name!r}", f"one of {list(known)}", nearest(name, known))
+        check_settings(self.model, self.args)
+        for name, parameter in args_of(self.parameters).items():
+            for value in parameter.ends:
+                check_settings(self.model, {name: value})
         if "monitor" in self.fit or FIT + "monitor" in self.parameters:
             raise ConfigError("fit setting 'monitor' in a search", "one metric that decides", "write it as metric = ... in [tune]")
         check_training(self.fit)

@@ -35,7 +35,7 @@ class MLP(nn.Module):
         width: of the output.
 
     Raises:
-        ConfigError: no such norm, or a dropout outside [0, 1).
+        ConfigError: no such norm, a layer without width, or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class MLP(nn.Module):
         require_share("dropout", dropout)
         if norm not in NORMS:
             raise ConfigError(f"norm {norm!r}", f"one of {tuple(NORMS)}", "correct it, or leave it out")
+        if any(size < 1 for size in hidden):
+            raise ConfigError(f"hidden = {list(hidden)}", "a width of 1 or more for each layer", "leave the layer out")
         layers: list[nn.Module] = []
         make_norm = NORMS[norm]
         for size in hidden:

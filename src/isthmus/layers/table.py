@@ -45,6 +45,9 @@ class Table(nn.Module):
         std: standard deviation of the start.
         sparse: gradients by touched rows; None: when rows * dim > DENSE_LIMIT.
 
+    Raises:
+        ConfigError: rows without a number.
+
     Attributes:
         rows: as given.
         fetch: (n,) different rows, none of them padding -> their vectors (n, dim): where ``weight`` holds some of the rows alone, see
@@ -55,6 +58,8 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
+        if dim < 1:
+            raise ConfigError(f"dim = {dim} of a table", "1 or more numbers for each row", "16 to 128 are usual")
         self.rows, self.sparse = rows, rows * dim > DENSE_LIMIT if sparse is None else sparse
         weight = torch.empty(rows, dim)
         if _drawn.get():

@@ -13,6 +13,7 @@ from typing import Any
 from isthmus.data.sources._files import ENVIRONMENT, Loaded
 from isthmus.errors import ConfigError, nearest
 from isthmus.registry import Registry
+from isthmus.values import require_types
 
 __all__ = ["ENVIRONMENT", "Loaded", "available", "get_source", "load"]
 
@@ -53,4 +54,5 @@ def load(name: str, /, **arguments: Any) -> Loaded:
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
     if missing:
         raise ConfigError(f"source {name!r} was not given {', '.join(missing)}", f"{name}.load({', '.join(known)})", f"add {missing[0]}")
+    require_types(function, arguments, f"source {name!r}")
     return function(**arguments)

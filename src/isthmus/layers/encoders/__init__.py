@@ -52,8 +52,8 @@ def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> 
         args: hyper-parameters of the encoder's own; those left out have their defaults.
 
     Raises:
-        ConfigError: no such encoder, or a hyper-parameter that it does not have (tells the nearest one).
+        ConfigError: no such encoder, or a hyper-parameter that it does not have (tells the nearest one) or of another type.
     """
-    args = args or {}
-    _REGISTRY.check(name, args, settings(name))
-    return get_encoder(name)(dim, **args)
+    encoder, args = get_encoder(name), args or {}
+    _REGISTRY.check(name, args, encoder, "dim")
+    return encoder(dim, **args)

@@ -55,8 +55,8 @@ def make_network(name: str, domains: int, width: int, out: int, args: Mapping[st
         args: hyper-parameters of the network's own; those left out have their defaults.
 
     Raises:
-        ConfigError: no such network, or a hyper-parameter that it does not have (tells the nearest one).
+        ConfigError: no such network, or a hyper-parameter that it does not have (tells the nearest one) or of another type.
     """
-    args = args or {}
-    _REGISTRY.check(name, args, settings(name))
-    return get_network(name)(domains, width, out=out, **args)
+    network, args = get_network(name), args or {}
+    _REGISTRY.check(name, args, network, "domains", "width", "out")
+    return network(domains, width, out=out, **args)
