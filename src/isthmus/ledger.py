@@ -17,7 +17,7 @@ from isthmus.metrics import Metric
 from isthmus.metrics._bootstrap import ENOUGH
 from isthmus.metrics._inference import SAME, seed_variance, student
 from isthmus.slices import Scored
-from isthmus.verdicts import LEFT_OUT, NUMBERS, ONE_SEED, VALIDATION, Ledger, decided
+from isthmus.verdicts import LEFT_OUT, NUMBERS, ONE_SEED, RESAMPLES, VALIDATION, Ledger, decided
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ def _check(entries: Sequence[Entry], judges: Sequence[Metric], resamples: int, l
                 raise ConfigError(f"{entry.model!r} is compared against {name!r}", "the name of an entry", nearest(name, names))
         if not entry.test or not entry.valid:
             raise ConfigError(f"{entry.model!r} without test or validation scores", "at least one seed of both", "score both parts")
-    if not entries or not judges or resamples < 100 or not 0 < level < 1:
+    if not entries or not judges or resamples < RESAMPLES or not 0 < level < 1:
         came = f"{len(entries)} entries, {len(judges)} metrics, resamples = {resamples}, level = {level}"
-        raise ConfigError(came, "at least one entry and one metric, at least 100 resamples, a level between 0 and 1", "correct it")
+        raise ConfigError(came, f"at least one entry and one metric, at least {RESAMPLES} resamples, a level between 0 and 1", "correct it")
 
 
 def _same(first: tuple[str, Rows], second: tuple[str, Rows], part: str) -> None:

@@ -14,6 +14,7 @@ from isthmus.models import available, check_settings, get_model, settings
 from isthmus.paper import Paper
 from isthmus.schema import Schema
 from isthmus.task import Task, default_task, get_task
+from isthmus.verdicts import RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Recipe:
     cells: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.resamples < RESAMPLES:
+            raise ConfigError(f"resamples = {self.resamples}", f"{RESAMPLES} or more: an interval is made of them", "leave it out for 2000")
         labels = [m.label for m in self.models]
         double = sorted({x for x in labels if labels.count(x) > 1})
         if double:

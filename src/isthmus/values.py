@@ -52,14 +52,13 @@ def _declared(owner: Callable[..., Any]) -> dict[str, Any]:
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
-    truth = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's has no abstract class
+    truth = type(value).__name__ in ("bool", "bool_")  # numpy's has no abstract class
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return value in inner
     if origin in (Sequence, list, tuple):
-        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        return listed and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(_fits(one, inner[0]) for one in value)
     if origin is Mapping or kind is Mapping:
         return isinstance(value, Mapping)
     if kind in (int, float):

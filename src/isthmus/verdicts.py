@@ -35,6 +35,7 @@ DECIDED = ("p_holm", "verdict")
 NUMBERS = {name: kind for name, kind in COLUMNS.items() if name not in DECIDED}
 VALIDATION: dict[str, Any] = {"model": pl.String, "domain": pl.String, "metric": pl.String, "value": pl.Float64}
 LEFT_OUT: dict[str, Any] = dict.fromkeys(("model", "domain", "metric", "against", "reference", "reason"), pl.String)
+RESAMPLES = 100  # of users, for an interval; fewer say nothing
 CELL = "cell"
 ONE_SEED = "one seed: no verdict, since the luck of a training is not known"
 

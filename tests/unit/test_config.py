@@ -80,6 +80,7 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
         (("seeds", "sedes"), "did you mean 'seeds'"),
         (('task = "retrieval"', "task = 3"), "task = 3"),
         (("seeds = [3, 4]", "seeds = [-1]"), "whole numbers"),
+        (("seeds = [3, 4]", "seeds = [3, 4]\nresamples = 99"), "resamples = 99"),
         (('source = "table"', ""), "names no source"),
         (('label = "big mmoe"', 'label = "popularity"'), "more than once"),
         (('label = "big mmoe"', 'control = "nobody"'), "has control 'nobody'"),

@@ -159,7 +159,7 @@ def test_a_recipe_refuses_before_anything_is_trained_and_takes_shared_rows(tmp_p
     def run(**args: Any) -> Any:
         fit = {"epochs": 1, "progress": False, "device": "cpu", "threads": 1}
         line = ModelSpec("dnn", args=args, control=None)
-        return compare(Recipe("one", "world", (line,), task="ctr", seeds=(0,), fit=fit, resamples=0), tmp_path / "out", events=world.events)
+        return compare(Recipe("one", "world", (line,), task="ctr", seeds=(0,), fit=fit), tmp_path / "out", events=world.events)
 
     with pytest.raises(ConfigError, match="model 'dnn': hidden = 'wide'"):
         run(hidden="wide")
