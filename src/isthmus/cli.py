@@ -154,10 +154,10 @@ def fit(
     model: Annotated[str, typer.Option("--model", "-m", help="A model's name; `isthmus models` lists them.")] = "mmoe",
     task: Annotated[str | None, typer.Option(help="ctr, rating, retrieval, next_item; default: by labels and model.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all that is random; default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (the default), cpu, cuda or mps.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted fit stopped.")] = False,
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write TensorBoard files too.")] = None,
     ddp: Annotated[
         int | None,
         typer.Option(min=1, help="Processes of this machine that train together; --set sharded=true splits large tables among them."),
@@ -188,11 +188,13 @@ def fit(
         raise ConfigError("--ray beside --ddp or torchrun", "one of them to start the processes", "leave one out")
     dataset = Dataset.load(data)
     how, args = _of_fit_and_model(settings)
-    how |= {"seed": seed, "device": device, "tensorboard": tensorboard}
-    if epochs is not None:
-        how["epochs"] = epochs
-    built = build(model, dataset.schema, args, seed=seed)
-    job, asked = get_task(task) if task else default_task(dataset.schema, built.tasks), How(**how)
+    options = {"epochs": epochs, "seed": seed, "device": device, "tensorboard": tensorboard}
+    for name, value in options.items():
+        if value is not None and name in how:
+            raise ConfigError(f"--{name} {value} and --set {name}={how[name]}", "one of them", "leave one out")
+    asked = How(**how | {name: value for name, value in options.items() if value is not None})
+    built = build(model, dataset.schema, args, seed=asked.seed)
+    job = get_task(task) if task else default_task(dataset.schema, built.tasks)
     if ddp is not None and "RANK" not in os.environ:  # all that is wrong with what was asked has been told, once
         del built
         _together(ddp)

@@ -134,6 +134,9 @@ class How:
             )
         for name in ("epochs", "batch_size", "lr", "history_length", "moment"):
             _positive(name, getattr(self, name))
+        for name in ("weight_decay", "table_decay", "temperature", "checkpoint_minutes", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}", "0 or more", "correct it, or leave it out for the default")
         for name in ("table_lr", "clip", "threads", "eval_rows", "eval_queries", "patience", "stop", "shuffle_buffer"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))

@@ -93,7 +93,10 @@ def test_models_and_doctor_as_json(events: Path) -> None:
 def test_the_walk_step_by_step(events: Path, tmp_path: Path) -> None:
     isthmus("prepare", events, *OWN, "-o", "data", cwd=tmp_path)
     assert "exists already" in isthmus("prepare", events, *OWN, "-o", "data", cwd=tmp_path, ok=1)
-    isthmus("fit", "data", "--model", "dnn", "-o", "run", "--epochs", 2, "--set", "dim=4", "--set", "lr=2e-3", cwd=tmp_path)
+    isthmus("fit", "data", "--model", "dnn", "-o", "run", "--epochs", 2, "--set", "dim=4", "--set", "seed=5", cwd=tmp_path)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["how"]["seed"] == 5
+    assert "--seed 1 and --set seed=2" in isthmus("fit", "data", "-o", "run2", "--seed", 1, "--set", "seed=2", cwd=tmp_path, ok=2)
+    assert "expected: a whole number" in isthmus("fit", "data", "-m", "dnn", "-o", "run2", "--set", "dim=wide", cwd=tmp_path, ok=2)
     assert "did you mean 'hidden'" in isthmus("fit", "data", "-m", "dnn", "-o", "run2", "--set", "hiden=[8]", cwd=tmp_path, ok=2)
     isthmus("score", "run", "--data", "data", "-o", "scores.parquet", cwd=tmp_path)
     assert "auc" in isthmus("measure", "scores.parquet", "--metric", "auc", "-o", "measures.parquet", cwd=tmp_path)

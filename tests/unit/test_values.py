@@ -173,3 +173,9 @@ def test_nothing_is_built_of_no_width(args: Any, came: str, tmp_path: Path) -> N
     sized = encode(events, make_split(events), tmp_path / "data").schema
     with pytest.raises(ConfigError, match=came):
         build("dnn", sized, args)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "table_decay", "temperature", "checkpoint_minutes", "seed"])
+def test_what_counts_or_weighs_is_not_negative(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} = -1\n  expected: 0 or more"):
+        How.of({name: -1})
