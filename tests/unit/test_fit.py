@@ -711,7 +711,7 @@ def test_what_does_not_go_together_is_refused_before_training(data: Dataset, tmp
     with pytest.raises(ConfigError, match="without a folder"):
         fit(small(data), data, CTR, How(tensorboard=True))
     with pytest.raises(ConfigError, match="plain values"):
-        fit(build("dnn", data.schema, {"hidden": np.array([3])}), data, CTR, HOW, tmp_path / "run")
+        fit(build("dnn", data.schema, {"dim": np.int64(3)}), data, CTR, HOW, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
