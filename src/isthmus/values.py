@@ -11,7 +11,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, nearest
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "none"}
 
@@ -34,7 +34,9 @@ def require_types(owner: Callable[..., Any], given: Mapping[str, Any], of: str =
     for name, value in given.items():
         if name in declared and not _fits(value, declared[name]):
             default = inspect.signature(owner).parameters[name].default
-            do = "correct it" if default is inspect.Parameter.empty else f"correct it, or leave it out for {default!r}"
+            choices = get_args(declared[name]) if get_origin(declared[name]) is Literal else ()
+            do = nearest(str(value), choices) if choices else "correct it"
+            do += "" if default is inspect.Parameter.empty else f", or leave it out for {default!r}"
             raise ConfigError(f"{of and f'{of}: '}{name} = {value!r}", _words(declared[name]), do)
 
 

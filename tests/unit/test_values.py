@@ -167,7 +167,15 @@ def test_a_recipe_refuses_before_anything_is_trained_and_takes_shared_rows(tmp_p
     run(hidden=[8], item_rows=40)
 
 
-@pytest.mark.parametrize(("args", "came"), [({"dim": 0}, "dim = 0"), ({"dim": -2}, "dim = -2"), ({"hidden": [4, 0]}, r"hidden = \[4, 0\]")])
+@pytest.mark.parametrize(
+    ("args", "came"),
+    [
+        ({"dim": 0}, "dim = 0"),
+        ({"dim": -2}, "dim = -2"),
+        ({"dim": 0, "id_dropout": 0.0}, "dim = 0"),
+        ({"hidden": [4, 0]}, r"hidden = \[4, 0\]"),
+    ],
+)
 def test_nothing_is_built_of_no_width(args: Any, came: str, tmp_path: Path) -> None:
     events = make_world(2, users=30, items=20, events=200, seed=0).events
     sized = encode(events, make_split(events), tmp_path / "data").schema

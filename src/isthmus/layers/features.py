@@ -52,7 +52,7 @@ class EntityFields(FromData, Growing):
         std: standard deviation of the start.  Without id_dropout the unknown id is never trained: it starts, and stays, at 0.
 
     Raises:
-        ConfigError: a schema without sizes, or an id_dropout outside [0, 1).
+        ConfigError: a schema without sizes, vectors without a number, or an id_dropout outside [0, 1).
 
     Shapes:
         fields: 1 + len(entity.fields); the id first, then categorical, multi-valued and numeric fields.
@@ -68,6 +68,8 @@ class EntityFields(FromData, Growing):
         if entity.size == 0:
             raise ConfigError(f"{entity.name} has no size", "the schema of an encoded data set", "use dataset.schema")
         require_share("id_dropout", id_dropout)
+        if dim < 1:
+            raise ConfigError(f"dim = {dim}", f"1 or more numbers for each {entity.name}", "16 to 128 are usual")
         self.entity, self.dim, self.id_dropout = entity, dim, id_dropout
         kinds = {kind: [f for f in entity.fields if f.kind == kind] for kind in ("categorical", "multi", "numeric")}
         self.categorical, self.multi, numeric = kinds["categorical"], kinds["multi"], kinds["numeric"]

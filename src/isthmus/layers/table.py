@@ -46,7 +46,7 @@ class Table(nn.Module):
         sparse: gradients by touched rows; None: when rows * dim > DENSE_LIMIT.
 
     Raises:
-        ConfigError: rows without a number.
+        ConfigError: rows of less than no number.
 
     Attributes:
         rows: as given.
@@ -58,8 +58,8 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, dim: int, *, std: float = 0.01, sparse: bool | None = None) -> None:
         super().__init__()
-        if dim < 1:
-            raise ConfigError(f"dim = {dim} of a table", "1 or more numbers for each row", "16 to 128 are usual")
+        if dim < 0:
+            raise ConfigError(f"a table whose rows have {dim} numbers", "0 or more", "correct it, or leave it out for the default")
         self.rows, self.sparse = rows, rows * dim > DENSE_LIMIT if sparse is None else sparse
         weight = torch.empty(rows, dim)
         if _drawn.get():
