@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from isthmus.errors import ConfigError, nearest
-from isthmus.values import require_types
 
 T = TypeVar("T")
 
@@ -63,24 +61,6 @@ class Registry:
             came = f"{module.__file__} defines {len(found)} {self.kind}s"
             raise ConfigError(came, "exactly one per file", "move the others to files of their own")
         return found[0]
-
-    def check(self, name: str, args: Mapping[str, Any], found: type, *given: str) -> None:
-        """Refuses hyper-parameters that a file's class does not have, and values of another type than it declares.
-
-        Args:
-            name: of the file.
-            args: hyper-parameters by name.
-            found: its class.
-            given: what its caller gives.
-
-        Raises:
-            ConfigError: such a hyper-parameter (tells the nearest name) or value.
-        """
-        known = sorted(settings_of(found, *given))
-        for key in args:
-            if key not in known:
-                raise ConfigError(f"{self.kind} {name!r} has no hyper-parameter {key!r}", f"one of {known}", nearest(key, known))
-        require_types(found, args, f"{self.kind} {name!r}")
 
 
 def settings_of(found: type, *given: str) -> dict[str, Any]:

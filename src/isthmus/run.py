@@ -230,16 +230,16 @@ def build(name: str, schema: Schema, args: dict[str, Any] | None = None, *, seed
         seed: of the initial weights.
 
     Raises:
-        ConfigError: no such model or hyper-parameter (names the nearest one), or rows for a model whose ids have no such tables.
+        ConfigError: no such model or hyper-parameter (names the nearest one), a value of another type, or rows for a model whose ids have
+            no such tables.
     """
     args = dict(args or {})
     check_settings(name, args)
-    rows = {key: args.pop(key) for key in ROWS if args.get(key) is not None}
-    args = {key: value for key, value in args.items() if key not in ROWS}
+    rows = {key: args.pop(key, None) for key in ROWS}
     with seeded(seed):
         model = get_model(name)(share_rows(schema, **rows), **args)
-    for side in (ROWS[key] for key in rows):
-        if not any(isinstance(m, EntityFields) and m.entity.name == side for m in model.modules()):
+    for key, side in ROWS.items():
+        if rows[key] is not None and not any(isinstance(m, EntityFields) and m.entity.name == side for m in model.modules()):
             raise ConfigError(f"{side}_rows for model {name!r}", f"a model with an embedding table of {side}s", "leave it out")
     return model
 

@@ -16,6 +16,24 @@ from isthmus.errors import ConfigError, nearest
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "none"}
 
 
+def require_arguments(owner: Callable[..., Any], given: Mapping[str, Any], of: str, *others: str, word: str = "argument") -> None:
+    """Refuses a name that its owner does not take, and a value of another type than it declares.
+
+    Args:
+        owner, given, of: see ``require_types``.
+        others: names that are not the user's to give.
+        word: what the names are called, for the message.
+
+    Raises:
+        ConfigError: such a name (tells the nearest one) or value.
+    """
+    known = [name for name in inspect.signature(owner).parameters if name not in others]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{of} has no {word} {name!r}", f"one of {', '.join(known)}", nearest(name, known))
+    require_types(owner, given, of)
+
+
 def require_types(owner: Callable[..., Any], given: Mapping[str, Any], of: str = "") -> None:
     """Refuses a value of another type than its owner declares.
 

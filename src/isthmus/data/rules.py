@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from isthmus.data.events import Events
 from isthmus.data.last_day import last_day
 from isthmus.data.split import Split
 from isthmus.errors import ConfigError, nearest
-from isthmus.values import require_types
+from isthmus.values import require_arguments
 
 RULES: dict[str, Callable[..., Split]] = {
     "global_time": splits.global_time,
@@ -48,9 +47,5 @@ def make_split(events: Events, rule: str | None = None, args: Mapping[str, Any] 
         return splits.default(events)
     if rule not in RULES:
         raise ConfigError(f"unknown split {rule!r}", f"{GIVEN}, {', '.join(RULES)}", nearest(rule, [*RULES, GIVEN]))
-    args, known = args or {}, [name for name in inspect.signature(RULES[rule]).parameters if name != "events"]
-    for name in args:
-        if name not in known:
-            raise ConfigError(f"split {rule!r} has no argument {name!r}", f"one of {known}", nearest(name, known))
-    require_types(RULES[rule], args, f"split {rule!r}")
-    return RULES[rule](events, **args)
+    require_arguments(RULES[rule], args or {}, f"split {rule!r}", "events")
+    return RULES[rule](events, **(args or {}))

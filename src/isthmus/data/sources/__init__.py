@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from isthmus.data.sources._files import ENVIRONMENT, Loaded
-from isthmus.errors import ConfigError, nearest
+from isthmus.errors import ConfigError
 from isthmus.registry import Registry
-from isthmus.values import require_types
+from isthmus.values import require_arguments
 
 __all__ = ["ENVIRONMENT", "Loaded", "available", "get_source", "load"]
 
@@ -48,11 +48,8 @@ def load(name: str, /, **arguments: Any) -> Loaded:
     """
     function = get_source(name).load
     known = inspect.signature(function).parameters
-    for argument in arguments:
-        if argument not in known:
-            raise ConfigError(f"source {name!r} has no argument {argument!r}", f"one of {', '.join(known)}", nearest(argument, known))
+    require_arguments(function, arguments, f"source {name!r}")
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
     if missing:
         raise ConfigError(f"source {name!r} was not given {', '.join(missing)}", f"{name}.load({', '.join(known)})", f"add {missing[0]}")
-    require_types(function, arguments, f"source {name!r}")
     return function(**arguments)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.registry import Registry, settings_of
+from isthmus.values import require_arguments
 
 if TYPE_CHECKING:
     from isthmus.layers.encoders._base import Encoder
@@ -55,5 +56,5 @@ def make_encoder(name: str, dim: int, args: Mapping[str, Any] | None = None) -> 
         ConfigError: no such encoder, or a hyper-parameter that it does not have (tells the nearest one) or of another type.
     """
     encoder, args = get_encoder(name), args or {}
-    _REGISTRY.check(name, args, encoder, "dim")
+    require_arguments(encoder, args, f"encoder {name!r}", "dim", word="hyper-parameter")
     return encoder(dim, **args)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.registry import Registry, settings_of
+from isthmus.values import require_arguments
 
 if TYPE_CHECKING:
     from isthmus.layers.networks._base import Network
@@ -58,5 +59,5 @@ def make_network(name: str, domains: int, width: int, out: int, args: Mapping[st
         ConfigError: no such network, or a hyper-parameter that it does not have (tells the nearest one) or of another type.
     """
     network, args = get_network(name), args or {}
-    _REGISTRY.check(name, args, network, "domains", "width", "out")
+    require_arguments(network, args, f"network {name!r}", "domains", "width", "out", word="hyper-parameter")
     return network(domains, width, out=out, **args)
