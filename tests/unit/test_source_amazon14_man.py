@@ -117,11 +117,20 @@ class TestLists:
     def test_toys_have_no_validation(self, folder: Path, tmp_path: Path) -> None:
         assert not len(given_lists(encoded(amazon14_man.load(folder), tmp_path), "valid", 1, each="event"))
 
+    def test_drawn_lists_of_toys_hold_only_what_was_chosen_before(self, folder: Path, tmp_path: Path) -> None:
+        before = (("e", "t4", 2 * DAY), ("e", "t5", 3 * DAY))
+        new = tuple((f"u{i}", f"new{i}", FIRST + i * DAY) for i in range(20))  # as positives "never seen" would tell them
+        write(folder, "events_toys", (*TOYS, *before, *new, ("c", "t1", FIRST + DAY)), ("user", "item", "timestamp"))
+        dataset = encoded(amazon14_man.load(folder), tmp_path)
+        (drawn,) = lists(dataset, given_lists(dataset, "valid", 1, each="event"))
+        assert drawn[0] == "t1"
+        assert sorted(drawn[1:]) == ["t4", "t5"]
+
     def test_lists_are_named(self, folder: Path) -> None:
         split = amazon14_man.load(folder).split
         assert split is not None
         assert split.candidates["test"].names == {"games": "published lists", "toys": "lists of the published test groups"}
-        assert split.candidates["valid"].names == {"games": "published lists", "toys": "lists drawn as the published ones are"}
+        assert split.candidates["valid"].names == {"games": "published lists", "toys": "drawn lists of products chosen before"}
 
 
 class TestHistories:
@@ -187,4 +196,5 @@ def test_the_published_instances(tmp_path: Path, training: str, train: list[int]
     negative = drawn.item.reshape(-1, 10)[:, 1:].ravel()
     expected = (popular**2).sum() / popular.sum()  # what an item drawn in proportion to popularity has
     assert 0.7 < popular[negative].mean() / expected < 1.3
+    assert (popular[drawn.item] > 0).all()
     assert not dataset.known(drawn.user, 1, drawn.item.reshape(-1, 10)[:, 1:]).any()
