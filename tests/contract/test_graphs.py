@@ -49,6 +49,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dadin", {"start": "level", "first_order": False}),
     ("encoded", {"encoder": "sli_rec", "encoder_args": {"residual": True}}),
     ("item_knn", {"across": True, "decay": 0.1, "k": 5}),
+    ("item_knn", {"popularity": -0.01}),
     ("man", {"encoder": "caser"}),
     ("man", {"encoder": "dien"}),
     ("man", {"encoder": "gru4rec"}),

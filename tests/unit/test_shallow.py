@@ -190,6 +190,25 @@ class TestItemKnn:
         wide = dataclasses.replace(batch, history=torch.tensor([[0, 0, 2, 4, 2]]), cross_history=torch.tensor([[0, 3]]))
         assert torch.equal(fading(one).logit, fading(wide).logit)
 
+    def test_shares_of_the_asked_domain_order_what_ties(self, two: Dataset) -> None:
+        near = 1 / (2 + 1)  # of a and c, as above
+        for weight in (0.1, -0.1):
+            for across in (False, True):
+                model = solved(ItemKnn(two.schema, shrink=1.0, popularity=weight, across=across), two)
+                assert ask(model, two, 0, "p", "abcde") == pytest.approx([weight * share for share in (2 / 8, 3 / 8, 2 / 8, 1 / 8, 0)])
+                assert ask(model, two, 1, "t", "abcde") == pytest.approx([weight * share for share in (1 / 5, 2 / 5, 0, 0, 2 / 5)])
+            model = solved(ItemKnn(two.schema, shrink=1.0, popularity=weight), two)
+            assert ask(model, two, 0, "p", "ca", "a") == pytest.approx([near + weight * 2 / 8, weight * 2 / 8], abs=1e-6)
+
+    def test_a_domain_without_choices_has_no_shares(self, two: Dataset) -> None:
+        model = solved(ItemKnn(two.schema, popularity=1.0), two, (0,))
+        assert ask(model, two, 1, "t", "abe") == [0, 0, 0]
+
+    @pytest.mark.parametrize("wrong", [math.nan, math.inf])
+    def test_a_weight_is_a_number(self, wrong: float) -> None:
+        with pytest.raises(ConfigError, match=r"(?s)popularity = .*finite"):
+            ItemKnn(Schema(), popularity=wrong)
+
     def test_decay_is_no_growth(self) -> None:
         for wrong in (-0.1, math.nan, math.inf):
             with pytest.raises(ConfigError, match="decay"):

@@ -16,7 +16,7 @@ number of rules that fired for j, not of its events.
 
 from __future__ import annotations
 
-import itertools
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -25,8 +25,7 @@ from torch import Tensor
 
 from isthmus.batch import Batch, Needs, Output
 from isthmus.errors import ConfigError
-from isthmus.layers.drawing import drawing, known
-from isthmus.layers.solved import PairTable
+from isthmus.layers.shares import Shares
 from isthmus.layers.transitions import Transitions
 from isthmus.model import Model, Stage
 from isthmus.schema import PADDING, Schema
@@ -43,7 +42,8 @@ class Markov(Model):
         window: events that speak, and distance up to which one event follows another; at least 1.
         decay: what an event counts against the one after it, above 0 and at most 1.
         shrink: events that no transition is worth, against chance pairs of rare items; at least 0.
-        popularity: weight of an item's share of the domain's events, for where transitions say nothing, or the same; at least 0.
+        popularity: weight of an item's share of the domain's events, for where transitions say nothing, or the same; below 0 the
+            rarer item comes first, as it should where tested negatives were drawn in proportion to popularity.
         across: sequences over all domains, in training and as history; False: each domain its own.
     """
 
@@ -63,21 +63,22 @@ class Markov(Model):
         across: bool = False,
     ) -> None:
         super().__init__(schema)
-        if window < 1 or not 0 < decay <= 1 or shrink < 0 or popularity < 0:
+        if window < 1 or not 0 < decay <= 1 or shrink < 0 or not math.isfinite(popularity):
             came = f"window = {window}, decay = {decay}, shrink = {shrink}, popularity = {popularity}"
-            raise ConfigError(came, "window from 1, decay in (0, 1], the others at least 0", "try window = 3, decay = 0.5")
+            wanted = "window from 1, decay in (0, 1], shrink from 0, a finite popularity"
+            raise ConfigError(came, wanted, "try window = 3, decay = 0.5")
         if across:
             self.needs = Needs(history=True, cross_history=True, history_time=True)  # type: ignore[misc]  # more than the class declares
         self.window, self.decay, self.shrink, self.popularity, self.across = window, decay, shrink, popularity, across
         self.transitions = Transitions(schema.item.size)
-        self.shares = PairTable(schema.item.size, 1)
+        self.shares = Shares(schema.item.size)
 
     def forward(self, batch: Batch) -> Output:
         """(B, C)."""
         event = self._latest(batch)
         weight = self.decay ** torch.arange(event.shape[1] - 1, -1, -1, device=event.device, dtype=torch.float32)
         group = batch.domain * int(not self.across)
-        return Output(self.transitions(group, event, weight, batch.item) + self.popularity * self._share(batch))
+        return Output(self.transitions(group, event, weight, batch.item) + self.popularity * self.shares.of(batch))
 
     def stages(self) -> list[Stage]:
         """One pass over the training part."""
@@ -97,26 +98,11 @@ class Markov(Model):
         time = time.masked_fill(event == PADDING, torch.iinfo(torch.int64).min)
         return event.gather(1, time.argsort(dim=1, stable=True)[:, -self.window :])
 
-    def _share(self, batch: Batch) -> Tensor:
-        """(B, C) share of the candidates among the events of the domain."""
-        parts = []
-        for domain, (a, b) in enumerate(itertools.pairwise(batch.offsets)):
-            if drawing() and known(a == b):
-                continue
-            item = batch.item[a:b]
-            whole = known(item.numel() > self.shares.size)  # then one look-up per item is less than one per candidate
-            code = torch.arange(self.shares.size, device=item.device) if whole else item
-            share = self.shares(torch.full_like(code, domain), code)[..., 0]
-            parts.append(share[item] if whole else share)
-        return torch.cat(parts)
-
     def _solve(self, dataset: Dataset, domains: tuple[int, ...]) -> None:
         rows, label = dataset.part("train"), self.schema.label
         chosen = np.concatenate([rows.of(d).start + np.flatnonzero(rows.positive(label, rows.of(d))) for d in domains])
         user, item, group, stored = (np.asarray(c[chosen], np.int64) for c in (rows.user, rows.item, rows.domain, rows.row))
-        keys, count = np.unique(group * self.schema.item.size + item, return_counts=True)
-        total = np.bincount(group)[keys // self.schema.item.size]
-        self.shares.solve(torch.from_numpy(keys), torch.from_numpy(count / total)[:, None], torch.zeros(1))
+        self.shares.learn(dataset, domains)
         group *= int(not self.across)
         moment = stored if rows.time is None else np.asarray(rows.time[chosen], np.int64)
         order = order_of(group, user, moment, stored)
