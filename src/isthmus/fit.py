@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,8 @@ Values = dict[str, dict[str, float]]  # metric -> "all" and domain names -> valu
 
 FULL_CATALOGUE = 4_000  # items; up to here a full softmax costs about as much as a drawn one
 SHARED = 1024  # negatives of a domain in a step, beside those of the batch
+ALIKE = 2 * math.log(2)  # loss of objective "bce" where all logits are 0, which no other constant is below
+MOVED = 0.98  # a loss above this share of it has hardly moved
 FLUSH = 32  # losses are read once in so many steps: reading one waits for the device
 
 
@@ -299,6 +302,24 @@ def _epochs(work: _Work, stage: Stage, domains: tuple[int, ...]) -> None:
         values = _validate(work, stage, domains)
         with work.hold:
             _end_epoch(work, stage, values)
+    _warn_of_nothing_learnt(work, stage)
+
+
+def _warn_of_nothing_learnt(work: _Work, stage: Stage) -> None:
+    """Says so where a stage ends before the loss has left the place where all items are scored alike.
+
+    Yes-and-no learning of rows can stand there for epochs, while validation moves by chance and patience runs out.
+    """
+    if work.how.objective != "bce" or not work.state.log or not work.ranks.first:
+        return
+    entry = work.state.log[-1]
+    if entry["losses"].get("loss", 0.0) < MOVED * ALIKE:
+        return
+    message = (
+        f"stage {stage.name!r} ended after {entry['epoch'] + 1} epochs at a loss of {entry['losses']['loss']:.4f}; a model that scores all "
+        f"items alike has {ALIKE:.4f}.  It has learnt next to nothing: give it more epochs or patience, a higher lr, or less table_decay"
+    )
+    warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _over(state: State, how: How) -> bool:

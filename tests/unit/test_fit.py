@@ -817,6 +817,13 @@ def test_bce_wants_negatives_of_each_row_s_own(data: Dataset, sampler: str) -> N
         fit(model, data, get_task("retrieval"), how)
 
 
+def test_a_stage_that_learnt_nothing_says_so(data: Dataset) -> None:
+    model = build("two_tower", data.schema, {"dim": 4}, seed=0)
+    still = dataclasses.replace(HOW, objective="bce", epochs=2, lr=1e-9, table_lr=1e-9)
+    with pytest.warns(UserWarning, match=r"ended after 2 epochs at a loss of 1\.38.* alike has 1\.3863"):
+        fit(model, data, get_task("retrieval"), still)
+
+
 def test_bce_learns_what_is_chosen_from_one_negative_each(data: Dataset) -> None:
     model = build("two_tower", data.schema, {"dim": 4}, seed=0)
     run = fit(model, data, get_task("retrieval"), dataclasses.replace(HOW, objective="bce", epochs=3))
