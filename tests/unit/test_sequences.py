@@ -224,6 +224,7 @@ def test_no_events_and_no_negatives_are_refused(dataset: Dataset) -> None:
 SETTINGS: list[dict[str, Any]] = [{}, {"objective": "bce", "negatives": 4}, {"sampler": "popularity"}, {"sampler": "in_batch"}]
 
 
+@pytest.mark.filterwarnings("ignore:stage 'fit' ended after 2 epochs")  # it learns next to nothing in so few
 @pytest.mark.parametrize("own", SETTINGS)
 def test_training_stopped_in_mid_epoch_and_resumed_gives_the_same_bits(
     dataset: Dataset, tmp_path: Path, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
