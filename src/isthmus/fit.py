@@ -310,16 +310,16 @@ def _warn_of_nothing_learnt(work: _Work, stage: Stage) -> None:
 
     Yes-and-no learning of rows can stand there for epochs, while validation moves by chance and patience runs out.
     """
-    if work.how.objective != "bce" or not work.state.log or not work.ranks.first:
+    if work.how.objective != "bce" or not work.ranks.first:
         return
     entry = work.state.log[-1]
-    if entry["losses"].get("loss", 0.0) < MOVED * ALIKE:
-        return
-    message = (
-        f"stage {stage.name!r} ended after {entry['epoch'] + 1} epochs at a loss of {entry['losses']['loss']:.4f}; a model that scores all "
-        f"items alike has {ALIKE:.4f}.  It has learnt next to nothing: give it more epochs or patience, a higher lr, or less table_decay"
-    )
-    warnings.warn(message, UserWarning, stacklevel=2)
+    loss = entry["losses"].get("loss", 0.0)  # a stage of another loss has none of this name
+    if loss >= MOVED * ALIKE:
+        message = (
+            f"stage {stage.name!r} ended after {entry['epoch'] + 1} epochs at a loss of {loss:.4f}; a model that scores all items "
+            f"alike has {ALIKE:.4f}.  It has learnt next to nothing: give it more epochs or patience, a higher lr, or less table_decay"
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _over(state: State, how: How) -> bool:
