@@ -372,6 +372,33 @@ def test_man_dots_score_is_local_and_global_prediction_as_dot_products() -> None
     torch.testing.assert_close(logits(model, batch), torch.tensor(slow), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("events", [True, False])
+def test_an_item_dropped_in_training_is_unknown_in_both_spaces(events: bool) -> None:
+    vectors = LocalGlobal(schema_of(2), 3, 2, "sasrec", {}, 300, std=1.0, id_dropout=0.3).train()
+    item, domain = torch.full((1, 299), 3), torch.zeros(1, 299, dtype=torch.int64)
+    if events:
+        left = dataclasses.replace(Left.of(of_domain(batch_of(), 0)), item=item, domain=domain)
+        shared, _, here = vectors(left)
+        here, everywhere = here[:, 1:], (shared - vectors.places(torch.zeros_like(shared)))[:, 1:]
+    else:
+        here, everywhere = vectors.items(item, domain)
+    dropped = (here[..., :3] == 0).all(-1)
+    assert 0.2 < dropped.double().mean().item() < 0.4
+    unknown, known = vectors.everywhere.table.weight[1], vectors.everywhere.table.weight[3]
+    torch.testing.assert_close(everywhere[..., :3], torch.where(dropped[..., None], unknown, known))
+    assert not torch.equal(unknown, torch.zeros(3))
+
+
+def test_nothing_is_dropped_when_asked_for_scores_and_id_dropout_can_be_left_out() -> None:
+    vectors = LocalGlobal(schema_of(2), 3, 2, "sasrec", {}, 51, std=1.0, id_dropout=0.3).eval()
+    here, _ = vectors.items(torch.full((1, 200), 3), torch.zeros(1, 200, dtype=torch.int64))
+    assert (here == here[0, 0]).all()
+    for name, dropped in (("man", 0.05), ("man_dot", 0.0)):
+        model = shaken(name)
+        assert model.vectors.everywhere.id_dropout == dropped
+    assert build("man", schema_of(2), {**SMALL["man"], "id_dropout": 0.0}, seed=0).vectors.everywhere.id_dropout == 0.0  # type: ignore[attr-defined]
+
+
 # ---------------------------------------------------------------- stopped gradients (A.3)
 
 

@@ -117,14 +117,19 @@ class EntityFields(FromData, Growing):
             self.multi_offsets.copy_(torch.stack(bounds))
             self.multi_rows = torch.cat(flat).to(self.multi_rows)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Codes (...) -> (..., fields, dim); padding gives zeros throughout."""
-        parts = [self._joined(self.table(self._rows(ids))), *self._late(ids)]
+    def forward(self, ids: Tensor, known: Tensor | None = None) -> Tensor:
+        """Codes (...) -> (..., fields, dim); padding gives zeros throughout.
+
+        Args:
+            ids: codes.
+            known: ``hidden(ids)``, of a caller that hides the same ids elsewhere too; None: worked out here.
+        """
+        parts = [self._joined(self.table(self._rows(ids, known))), *self._late(ids)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
-    def total(self, ids: Tensor) -> Tensor:
+    def total(self, ids: Tensor, known: Tensor | None = None) -> Tensor:
         """Codes (...) -> (..., dim), the sum of ``forward`` over the fields."""
-        fields = self(ids)
+        fields = self(ids, known)
         return fields.squeeze(-2) if self.fields == 1 else fields.sum(-2)  # a sum over one is slower than it sounds
 
     def mean(self, ids: Tensor) -> Tensor:
@@ -161,13 +166,17 @@ class EntityFields(FromData, Growing):
         used[PADDING] = False
         return used
 
-    def _rows(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., rows of an id + categorical) rows of the table."""
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Codes (...) -> codes of what is known of them: "unknown" for ids training never saw, and for those that id_dropout takes."""
         known = torch.where(ids < self.entity.trained, ids, UNKNOWN)
         if self.training and self.id_dropout > 0:
             dropped = (torch.rand(ids.shape, device=ids.device) < self.id_dropout) & (ids != PADDING)
             known = known.masked_fill(dropped, UNKNOWN)
-        rows = self.ids(known)
+        return known
+
+    def _rows(self, ids: Tensor, known: Tensor | None = None) -> Tensor:
+        """(...) -> (..., rows of an id + categorical) rows of the table."""
+        rows = self.ids(self.hidden(ids) if known is None else known)
         return torch.cat([rows, self.field_rows[ids].long()], -1) if self.categorical else rows
 
     def _joined(self, vectors: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class LocalGlobal(nn.Module):
         args: its hyper-parameters.
         length: places that are told apart.
         std: standard deviation of the items' vectors at the start.
+        id_dropout: share of items, among events and candidates, that are "unknown" in both spaces in training.
 
     Attributes:
         timed: the encoder wants to know when events were.
@@ -42,12 +43,22 @@ class LocalGlobal(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, dim: int, domain_dim: int, encoder: str, args: Mapping[str, Any] | None, length: int, std: float
+        self,
+        schema: Schema,
+        dim: int,
+        domain_dim: int,
+        encoder: str,
+        args: Mapping[str, Any] | None,
+        length: int,
+        *,
+        std: float,
+        id_dropout: float,
     ) -> None:
         super().__init__()
         own = {"length": 0} if "length" in settings(encoder) else {}  # places are added to the events here, eq. 1
         self._encoder, self._args, self._width = encoder, {**own, **(args or {})}, dim + domain_dim
-        self.here, self.everywhere = DomainItems(schema, dim, std=std), EntityFields(schema.item, dim, id_dropout=0.0, std=std)
+        self.here = DomainItems(schema, dim, std=std)
+        self.everywhere = EntityFields(schema.item, dim, id_dropout=id_dropout, std=std)
         self.domain = DomainTable(len(schema.domains), domain_dim, std=0.02)
         self.begin = nn.Parameter(torch.randn(self._width) * 0.02)
         self.places, self.encoder = Places(length, self._width), self.make()
@@ -59,16 +70,16 @@ class LocalGlobal(nn.Module):
 
     def items(self, item: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and domains (...) -> local and global vectors (..., dim + domain_dim)."""
-        beside = self.domain(domain + 1)
-        return torch.cat([self.here(item, domain), beside], -1), torch.cat([self.everywhere.total(item), beside], -1)
+        beside, known = self.domain(domain + 1), self.everywhere.hidden(item)
+        return torch.cat([self.here(known, domain), beside], -1), torch.cat([self.everywhere.total(item, known), beside], -1)
 
     def forward(self, left: Left) -> tuple[Tensor, Tensor, Tensor]:
         """E_g (with places, eq. 2), S_g (eq. 4), and the events' local vectors without places; (B, T, dim + domain_dim) each.
 
         Of merged histories the events in other domains have vectors in the row's own domain too, so that its rows touch no other's.
         """
-        beside, own = self.domain(left.domain + 1), left.domain[:, :1].expand_as(left.item)
-        here, everywhere = (torch.cat([x, beside], -1) for x in (self.here(left.item, own), self.everywhere.total(left.item)))
+        beside, own, known = self.domain(left.domain + 1), left.domain[:, :1].expand_as(left.item), self.everywhere.hidden(left.item)
+        here, everywhere = (torch.cat([x, beside], -1) for x in (self.here(known, own), self.everywhere.total(left.item, known)))
         begin = torch.zeros_like(here[:1])
         begin[:, 0] = self.begin
         shared = self.places(everywhere + begin)

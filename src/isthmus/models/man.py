@@ -59,6 +59,7 @@ class MAN(Model):
         item_similarity, sequence_fusion, group_prototypes: False leaves one out: the paper's ablations.
         hidden: widths of the hidden layers of both prediction layers.
         length: places that are told apart; more than the events of a history.
+        id_dropout: share of items replaced by "unknown" in training.
     """
 
     needs: ClassVar[Needs] = Needs(history=True)
@@ -81,11 +82,12 @@ class MAN(Model):
         group_prototypes: bool = True,
         hidden: Sequence[int] = (100, 64),
         length: int = 51,
+        id_dropout: float = 0.05,
     ) -> None:
         super().__init__(schema)
         domains, width = len(schema.domains), dim + domain_dim
         self.levels = Levels(schema)
-        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, 0.1)
+        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, std=0.1, id_dropout=id_dropout)
         self.needs = Needs(history=True, history_time=self.vectors.timed)  # type: ignore[misc]
         self.groups = GroupPrototypes(groups, width, weight=group_weight, bounded=bounded) if group_prototypes else None
         parts = {"item": item_similarity, "sequence": sequence_fusion, "group": group_prototypes}

@@ -85,7 +85,7 @@ class MANDot(Sequential):
         super().__init__(schema)
         self.merged = merged
         domains, width = len(schema.domains), dim + domain_dim
-        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, 0.02)
+        self.vectors = LocalGlobal(schema, dim, domain_dim, encoder, encoder_args, length, std=0.02, id_dropout=0.0)
         self.needs = needs_of(encoder, self.vectors.timed, merged)  # type: ignore[misc]
         self.groups = GroupPrototypes(groups, width, weight=group_weight, bounded=bounded) if group_prototypes else None
         parts = {"item": item_similarity, "sequence": sequence_fusion, "group": group_prototypes}
