@@ -36,6 +36,7 @@ from isthmus.data.windows import WindowBatches
 from isthmus.errors import CheckpointError, ConfigError, FitError
 from isthmus.how import How
 from isthmus.layers.from_data import fill
+from isthmus.layers.losses import ALIKE
 from isthmus.layers.table import optimisers as make_optimisers
 from isthmus.measure import measure
 from isthmus.model import Model, Retriever, Sequential, Stage
@@ -53,7 +54,6 @@ Values = dict[str, dict[str, float]]  # metric -> "all" and domain names -> valu
 
 FULL_CATALOGUE = 4_000  # items; up to here a full softmax costs about as much as a drawn one
 SHARED = 1024  # negatives of a domain in a step, beside those of the batch
-ALIKE = 2 * math.log(2)  # loss of objective "bce" where all logits are 0, which no other constant is below
 MOVED = 0.98  # a loss above this share of it has hardly moved
 FLUSH = 32  # losses are read once in so many steps: reading one waits for the device
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from isthmus.batch import Pool
 
+ALIKE = 2 * math.log(2)  # ``contrast`` where all logits are 0: no other constant gives less
 MASKED = -1e30  # finite, so that a row whose every negative is masked still has a gradient
 
 
