@@ -15,8 +15,9 @@ Each domain's part is trained by its own rows alone, so a batch may hold any of 
 
 Deviations: a candidate has both vectors, as events have (m is their sum, m_g the global one); a vector that stands for "nothing yet" is a
 sequence's first place, so that users without events are scored too; pooling is an average over places, as the text below eq. 15
-says; L^g compares prototypes of length 1 unless ``bounded`` is False: as printed it has no lower bound.  ``man_dot`` is the same user
-side with a dot product, which can be indexed and learns from all places of a sequence at once.
+says; L^g compares prototypes of length 1 unless ``bounded`` is False: as printed it has no lower bound; a share of items is unknown in
+training, in both spaces, so that an item that training never saw has vectors that were trained.  ``man_dot`` is the same user side with
+a dot product, which can be indexed and learns from all places of a sequence at once.
 """
 
 from __future__ import annotations
