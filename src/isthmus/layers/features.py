@@ -122,7 +122,7 @@ class EntityFields(FromData, Growing):
 
         Args:
             ids: codes.
-            known: ``hidden(ids)``, of a caller that hides the same ids elsewhere too; None: worked out here.
+            known: ``known_codes(ids)``, of a caller that hides the same ids elsewhere too; None: worked out here.
         """
         parts = [self._joined(self.table(self._rows(ids, known))), *self._late(ids)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
@@ -166,7 +166,7 @@ class EntityFields(FromData, Growing):
         used[PADDING] = False
         return used
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def known_codes(self, ids: Tensor) -> Tensor:
         """Codes (...) -> codes of what is known of them: "unknown" for ids training never saw, and for those that id_dropout takes."""
         known = torch.where(ids < self.entity.trained, ids, UNKNOWN)
         if self.training and self.id_dropout > 0:
@@ -176,7 +176,7 @@ class EntityFields(FromData, Growing):
 
     def _rows(self, ids: Tensor, known: Tensor | None = None) -> Tensor:
         """(...) -> (..., rows of an id + categorical) rows of the table."""
-        rows = self.ids(self.hidden(ids) if known is None else known)
+        rows = self.ids(self.known_codes(ids) if known is None else known)
         return torch.cat([rows, self.field_rows[ids].long()], -1) if self.categorical else rows
 
     def _joined(self, vectors: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class LocalGlobal(nn.Module):
 
     def items(self, item: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and domains (...) -> local and global vectors (..., dim + domain_dim)."""
-        beside, known = self.domain(domain + 1), self.everywhere.hidden(item)
+        beside, known = self.domain(domain + 1), self.everywhere.known_codes(item)
         return torch.cat([self.here(known, domain), beside], -1), torch.cat([self.everywhere.total(item, known), beside], -1)
 
     def forward(self, left: Left) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +78,7 @@ class LocalGlobal(nn.Module):
 
         Of merged histories the events in other domains have vectors in the row's own domain too, so that its rows touch no other's.
         """
-        beside, own, known = self.domain(left.domain + 1), left.domain[:, :1].expand_as(left.item), self.everywhere.hidden(left.item)
+        beside, own, known = self.domain(left.domain + 1), left.domain[:, :1].expand_as(left.item), self.everywhere.known_codes(left.item)
         here, everywhere = (torch.cat([x, beside], -1) for x in (self.here(known, own), self.everywhere.total(left.item, known)))
         begin = torch.zeros_like(here[:1])
         begin[:, 0] = self.begin
