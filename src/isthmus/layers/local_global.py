@@ -68,18 +68,23 @@ class LocalGlobal(nn.Module):
         """One more encoder of the same kind."""
         return make_encoder(self._encoder, self._width, self._args)
 
-    def items(self, item: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and domains (...) -> local and global vectors (..., dim + domain_dim)."""
+    def items(self, item: Tensor, domain: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes and domains (...) -> local and global vectors (..., dim + domain_dim).
+
+        Args:
+            item, domain: codes, and where they are.
+            own: (...) the domains whose local vectors they have, where these are not their own.
+        """
         beside, known = self.domain(domain + 1), self.everywhere.known_codes(item)
-        return torch.cat([self.here(known, domain), beside], -1), torch.cat([self.everywhere.total(item, known), beside], -1)
+        here = self.here(known, domain if own is None else own)
+        return torch.cat([here, beside], -1), torch.cat([self.everywhere.total(item, known), beside], -1)
 
     def forward(self, left: Left) -> tuple[Tensor, Tensor, Tensor]:
         """E_g (with places, eq. 2), S_g (eq. 4), and the events' local vectors without places; (B, T, dim + domain_dim) each.
 
         Of merged histories the events in other domains have vectors in the row's own domain too, so that its rows touch no other's.
         """
-        beside, own, known = self.domain(left.domain + 1), left.domain[:, :1].expand_as(left.item), self.everywhere.known_codes(left.item)
-        here, everywhere = (torch.cat([x, beside], -1) for x in (self.here(known, own), self.everywhere.total(left.item, known)))
+        here, everywhere = self.items(left.item, left.domain, left.domain[:, :1].expand_as(left.item))
         begin = torch.zeros_like(here[:1])
         begin[:, 0] = self.begin
         shared = self.places(everywhere + begin)
